@@ -1,0 +1,2 @@
+//! Demo backend.
+fn main() {}

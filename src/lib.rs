@@ -1,0 +1,12 @@
+//! Steadfast, an edge reverse proxy and WebSocket load balancer.
+//!
+//! The path of the bytes: [`listen`] accepts a socket, [`http`] reads a request from it,
+//! [`route`] tells its route and its key, [`pool`] its backend, and after both sides have said
+//! 101 [`ws`] relays frames between them until one ends. [`config`] says how, [`server`] builds
+//! and owns it all, [`admin`] and [`observe`] show it.
+
+pub mod config;
+pub mod listen;
+pub mod pool;
+pub mod route;
+pub mod ws;

@@ -1,0 +1,31 @@
+//! Sockets on which clients connect.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+/// What the config says of one listener.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ListenerSettings {
+    /// The name that routes ask for; unique where given.
+    pub name: Option<String>,
+    /// The address to listen on; port 0 takes a free one.
+    pub bind: SocketAddr,
+    /// Peers whose `X-Forwarded-*` headers are believed.
+    pub trusted: Vec<IpNet>,
+    /// Time for the first head from accept, and for later ones from their first byte.
+    pub header_timeout: Duration,
+    /// From an answer to the first byte of the next head.
+    pub idle_timeout: Duration,
+    /// The longest request head, in bytes.
+    pub head_bytes: usize,
+    /// The most header lines in a head.
+    pub headers: usize,
+    /// The most open client connections; 0: no limit.
+    pub connections: usize,
+    /// The most open client connections of one address; 0: no limit.
+    pub connections_per_ip: usize,
+    /// TCP keep-alive, and how long sent bytes may stay unacknowledged (`TCP_USER_TIMEOUT`).
+    pub keepalive: Duration,
+}

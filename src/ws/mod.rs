@@ -1,0 +1,14 @@
+//! WebSocket: handshake, frames, relay.
+
+use std::time::Duration;
+
+/// How the connections of a route are relayed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RelayPolicy {
+    /// Without a frame from either peer for so long, the connection is closed; zero: never.
+    pub idle_timeout: Duration,
+    /// A client silent for so long is pinged, silent for two more it is dead; zero: never.
+    pub ping_interval: Duration,
+    /// The largest message, in payload bytes on the wire.
+    pub max_message: u64,
+}
