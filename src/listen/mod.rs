@@ -5,6 +5,10 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+mod stream;
+
+pub use stream::Stream;
+
 /// What the config says of one listener.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ListenerSettings {

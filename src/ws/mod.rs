@@ -2,6 +2,14 @@
 
 use std::time::Duration;
 
+pub mod clock;
+pub mod close;
+pub mod connection;
+pub mod driver;
+pub mod frame;
+pub mod relay;
+pub mod table;
+
 /// How the connections of a route are relayed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RelayPolicy {

@@ -1,0 +1,231 @@
+//! One client WebSocket as others see it: who it is, what it did, and how to reach it.
+//!
+//! A [`Connection`] stands in its worker's [`Table`](super::table::Table) from before its
+//! handshake goes to the backend until its relay has ended. All of it belongs to one thread:
+//! other threads reach it by a message to its worker, which ends in [`Connection::deliver`] or
+//! [`Connection::close`] and wakes the relay.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+
+use super::clock::Tick;
+use super::close::CloseReason;
+use super::relay::Direction;
+
+/// How many bytes of others' messages may wait for a client. An empty queue takes one message of
+/// any size.
+pub const MAILBOX_BYTES: usize = 256 * 1024;
+
+/// The number of a connection within its proxy; never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Serial(u64);
+
+impl Serial {
+    const WORKER_SHIFT: u32 = 48;
+    const SHARDS: u64 = 64;
+
+    /// The `count`-th connection of a worker.
+    pub fn new(worker: u16, count: u64) -> Self {
+        Self((u64::from(worker) << Self::WORKER_SHIFT) | count)
+    }
+
+    /// The worker that has it.
+    pub fn worker(self) -> usize {
+        usize::from((self.0 >> Self::WORKER_SHIFT) as u16)
+    }
+
+    /// As a plain number, for a schedule or a cursor.
+    pub fn as_u64(self) -> u64 {
+        self.0
+    }
+
+    /// From such a number.
+    pub fn from_u64(number: u64) -> Self {
+        Self(number)
+    }
+}
+
+/// The part of a connection id behind its dot: two digits of the shard, then the serial.
+impl fmt::Display for Serial {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{:02x}{:013x}", self.0 % Self::SHARDS, self.0)
+    }
+}
+
+/// What does not change while a connection lives.
+#[derive(Debug)]
+pub struct Facts {
+    /// Its route's name.
+    pub route: Arc<str>,
+    /// Its pool's name.
+    pub pool: Arc<str>,
+    /// Its key; `None` where the request had none.
+    pub key: Option<Box<str>>,
+    /// The address of its client.
+    pub client: IpAddr,
+    /// When its handshake came.
+    pub since: SystemTime,
+}
+
+/// Why a message was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Undeliverable {
+    /// The client reads too slowly: its queue is full, and the connection is being closed.
+    QueueFull,
+    /// The connection is closing.
+    Closing,
+}
+
+/// Messages that wait for a place between two messages of the backend.
+#[derive(Debug, Default)]
+struct Mailbox {
+    frames: VecDeque<Bytes>,
+    bytes: usize,
+}
+
+/// One client WebSocket.
+#[derive(Debug)]
+pub struct Connection {
+    /// Its number.
+    pub serial: Serial,
+    /// What does not change.
+    pub facts: Facts,
+    /// The id of its backend; `None` until one has answered 101.
+    backend: RefCell<Option<Arc<str>>>,
+    mailbox: RefCell<Mailbox>,
+    close: Cell<Option<CloseReason>>,
+    look_at_clock: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+    /// Messages and payload bytes from the client, then from the backend.
+    counts: Cell<[(u64, u64); 2]>,
+    last_activity: Cell<Tick>,
+}
+
+impl Connection {
+    /// A connection whose handshake has just come.
+    pub fn new(serial: Serial, facts: Facts, now: Tick) -> Self {
+        Self {
+            serial,
+            facts,
+            backend: RefCell::default(),
+            mailbox: RefCell::default(),
+            close: Cell::new(None),
+            look_at_clock: Cell::new(false),
+            waker: RefCell::default(),
+            counts: Cell::default(),
+            last_activity: Cell::new(now),
+        }
+    }
+
+    /// Notes the backend that answered 101.
+    pub fn set_backend(&self, id: Arc<str>) {
+        *self.backend.borrow_mut() = Some(id);
+    }
+
+    /// The id of its backend, once one has answered 101.
+    pub fn backend(&self) -> Option<Arc<str>> {
+        self.backend.borrow().clone()
+    }
+
+    /// Puts a message for the client into the queue: `frame` is one whole, unmasked data frame.
+    /// It goes out between two messages of the backend, in the order of these calls.
+    ///
+    /// # Errors
+    ///
+    /// The connection is closing, or its queue is full: then it closes with 1013.
+    pub fn deliver(&self, frame: Bytes) -> Result<(), Undeliverable> {
+        if self.close.get().is_some() {
+            return Err(Undeliverable::Closing);
+        }
+        let mut mailbox = self.mailbox.borrow_mut();
+        if !mailbox.frames.is_empty() && mailbox.bytes + frame.len() > MAILBOX_BYTES {
+            *mailbox = Mailbox::default();
+            drop(mailbox);
+            self.close(CloseReason::SlowClient);
+            return Err(Undeliverable::QueueFull);
+        }
+        mailbox.bytes += frame.len();
+        mailbox.frames.push_back(frame);
+        drop(mailbox);
+        self.wake();
+        Ok(())
+    }
+
+    /// Asks the relay to close; the first reason counts.
+    pub fn close(&self, reason: CloseReason) {
+        if self.close.get().is_none() {
+            self.close.set(Some(reason));
+        }
+        self.wake();
+    }
+
+    /// Asks the relay to look at the clock.
+    pub fn look_at_clock(&self) {
+        self.look_at_clock.set(true);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = self.waker.borrow().as_ref() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// For the relay: who is to be woken when something was asked of it.
+    pub(super) fn set_waker(&self, waker: &Waker) {
+        let mut slot = self.waker.borrow_mut();
+        match slot.as_mut() {
+            Some(slot) => slot.clone_from(waker),
+            None => *slot = Some(waker.clone()),
+        }
+    }
+
+    /// For the relay: the next message that waits.
+    pub(super) fn next_message(&self) -> Option<Bytes> {
+        let mut mailbox = self.mailbox.borrow_mut();
+        let frame = mailbox.frames.pop_front()?;
+        mailbox.bytes -= frame.len();
+        if mailbox.frames.is_empty() {
+            mailbox.frames = VecDeque::new(); // an idle connection holds no buffer
+        }
+        Some(frame)
+    }
+
+    /// For the relay: whether a message waits.
+    pub(super) fn has_messages(&self) -> bool {
+        !self.mailbox.borrow().frames.is_empty()
+    }
+
+    /// For the relay: the reason to close, if it was asked to.
+    pub(super) fn asked_to_close(&self) -> Option<CloseReason> {
+        self.close.get()
+    }
+
+    /// For the relay: whether it is to look at the clock; once.
+    pub(super) fn take_look_at_clock(&self) -> bool {
+        self.look_at_clock.replace(false)
+    }
+
+    /// For the relay: what a direction has carried so far.
+    pub(super) fn set_counts(&self, counts: [(u64, u64); 2], now: Tick) {
+        self.counts.set(counts);
+        self.last_activity.set(now);
+    }
+
+    /// Messages and payload bytes that a direction has carried.
+    pub fn counts(&self, direction: Direction) -> (u64, u64) {
+        self.counts.get()[direction as usize]
+    }
+
+    /// When a frame last went either way, by its worker's clock.
+    pub fn last_activity(&self) -> Tick {
+        self.last_activity.get()
+    }
+}

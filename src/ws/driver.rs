@@ -1,0 +1,399 @@
+//! The relay over two real streams: reads, asks the [core](super::relay), writes.
+//!
+//! A hand-written future rather than an async block: its size is what an idle connection costs,
+//! and it owns no timer, channel or buffer of its own. Bytes are read into the worker's scratch
+//! buffer and written on at once; only what the other side does not take yet is kept, and then
+//! that direction is not read until it is written. So a slow peer costs at most one read, and the
+//! back-pressure reaches whoever sends.
+//!
+//! What is asked of a connection from elsewhere (a message, a Close, a look at the clock) waits in
+//! its [`Connection`](super::connection::Connection), which wakes this future.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::clock::Tick;
+use super::close::CloseReason;
+use super::relay::{Direction, Ending, Relay, RelayLimits, Step};
+use super::table::{Entry, READ_BYTES};
+use crate::listen::Stream;
+
+/// So many reads of one direction, then others get their turn.
+const READS_PER_TURN: usize = 8;
+
+/// What relays count, shared by those of one route on all workers.
+#[derive(Debug, Default)]
+pub struct RelayCounts {
+    /// Data messages, by [`Direction`].
+    pub messages: [prometheus_client::metrics::counter::Counter; 2],
+    /// Payload bytes of data messages, by [`Direction`].
+    pub bytes: [prometheus_client::metrics::counter::Counter; 2],
+    /// Writes that a peer did not take at once, by [`Direction`].
+    pub stalls: [prometheus_client::metrics::counter::Counter; 2],
+    /// Messages of others that were written to clients.
+    pub injected: prometheus_client::metrics::counter::Counter,
+}
+
+/// Random bytes for one connection, fresh from the operating system.
+#[derive(Clone, Copy, Debug)]
+pub struct Nonce {
+    /// The payload of our pings, which tells their pongs from others.
+    pub ping: [u8; 8],
+    /// The mask of our frames to the backend (RFC 6455 section 10.3).
+    pub mask: [u8; 4],
+}
+
+/// How a relay ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Why.
+    pub reason: CloseReason,
+    /// Whether something was left unsaid.
+    pub cut: bool,
+    /// The connection's place in the table, still held.
+    pub entry: Entry,
+}
+
+/// A stream, what waits to be written to it, and what was read from it and waits for more.
+#[derive(Debug)]
+struct End {
+    stream: Stream,
+    /// Bytes that the stream did not take yet, from `written` on. Empty, or at most one read and
+    /// the frames that were put in between.
+    unwritten: Vec<u8>,
+    written: usize,
+    /// Bytes read that can't be judged yet: at most [`CARRY_BYTES`](super::frame::CARRY_BYTES), and before the first turn
+    /// what HTTP had read ahead.
+    carry: Vec<u8>,
+    shut_down: bool,
+    broken: bool,
+}
+
+impl End {
+    fn new(stream: Stream, read_ahead: Vec<u8>) -> Self {
+        Self {
+            stream,
+            unwritten: Vec::new(),
+            written: 0,
+            carry: read_ahead,
+            shut_down: false,
+            broken: false,
+        }
+    }
+
+    /// Writes what waits. `Pending`: some of it still does, and the task is woken for the rest.
+    fn poll_unwritten(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.written < self.unwritten.len() {
+            let rest = &self.unwritten[self.written..];
+            self.written += ready!(Pin::new(&mut self.stream).poll_write(context, rest))?;
+        }
+        if !self.unwritten.is_empty() {
+            (self.unwritten, self.written) = (Vec::new(), 0);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Writes `bytes`, or keeps what the stream does not take. Tells whether it took all.
+    fn write(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> io::Result<bool> {
+        let mut taken = 0;
+        if self.unwritten.is_empty() {
+            while taken < bytes.len() {
+                match Pin::new(&mut self.stream).poll_write(context, &bytes[taken..]) {
+                    Poll::Ready(Ok(count)) => taken += count,
+                    Poll::Ready(Err(error)) => return Err(error),
+                    Poll::Pending => break,
+                }
+            }
+        }
+        self.unwritten.extend_from_slice(&bytes[taken..]);
+        Ok(taken == bytes.len())
+    }
+
+    fn is_settled(&self) -> bool {
+        self.broken || self.unwritten.is_empty()
+    }
+}
+
+/// The relay of one connection; resolves when it is over.
+#[derive(Debug)]
+pub struct Driver {
+    core: Relay,
+    client: End,
+    backend: End,
+    entry: Option<Entry>,
+    counts: Arc<RelayCounts>,
+    /// What of the core's counts has been added to `counts`.
+    counted: [(u64, u64); 2],
+    /// When this connection stands in the schedule.
+    scheduled: Option<Tick>,
+    /// For frames to the backend, of which there is one in a connection's life.
+    mask: [u8; 4],
+    started: bool,
+}
+
+impl Driver {
+    /// A relay between two streams on which both sides have said 101.
+    ///
+    /// What was already read from either, oldest first, is relayed first. `nonce` is what
+    /// no client can guess.
+    pub fn new(
+        entry: Entry,
+        limits: RelayLimits,
+        client: (Stream, Vec<u8>),
+        backend: (Stream, Vec<u8>),
+        counts: Arc<RelayCounts>,
+        nonce: Nonce,
+    ) -> Self {
+        let core = Relay::new(limits, nonce.ping, entry.table().now());
+        Self {
+            core,
+            client: End::new(client.0, client.1),
+            backend: End::new(backend.0, backend.1),
+            entry: Some(entry),
+            counts,
+            counted: [(0, 0); 2],
+            scheduled: None,
+            mask: nonce.mask,
+            started: false,
+        }
+    }
+
+    fn turn(&mut self, context: &mut Context<'_>, entry: &Entry) -> Option<Ending> {
+        let now = entry.table().now();
+        self.listen_to_others(entry, now);
+        if !std::mem::replace(&mut self.started, true) {
+            self.relay_read_ahead(context, entry, now);
+        }
+        for direction in Direction::ALL {
+            self.relay(direction, context, entry, now);
+        }
+        // One direction may have brought the other something to say.
+        for direction in Direction::ALL {
+            self.speak(direction, context, entry);
+            self.end_sink(direction, context);
+        }
+        self.count(entry, now);
+        let ending = self.core.ending(self.all_written(), now);
+        if ending.is_none() {
+            self.schedule(entry, now);
+        }
+        ending
+    }
+
+    fn listen_to_others(&mut self, entry: &Entry, now: Tick) {
+        let connection = entry.connection();
+        match connection.asked_to_close() {
+            Some(CloseReason::BackendLost) => self.core.backend_lost(now),
+            Some(reason) => self.core.close(reason, now),
+            None => {}
+        }
+        if connection.take_look_at_clock() {
+            self.scheduled = None;
+            self.core.tick(now);
+        }
+    }
+
+    /// The first frame often comes in the packet of the 101: what HTTP read ahead goes first.
+    fn relay_read_ahead(&mut self, context: &mut Context<'_>, entry: &Entry, now: Tick) {
+        for direction in Direction::ALL {
+            let ahead = std::mem::take(&mut self.source(direction).carry);
+            self.forward(direction, context, &ahead, entry, now);
+        }
+    }
+
+    /// Moves bytes in one direction until its source has no more or its sink takes no more.
+    fn relay(&mut self, direction: Direction, context: &mut Context<'_>, entry: &Entry, now: Tick) {
+        let scratch = &mut **entry.table().scratch().borrow_mut();
+        for _ in 0..READS_PER_TURN {
+            if !self.flush(direction, context) || !self.core.reads(direction) {
+                return;
+            }
+            let kept = self.source(direction).carry.len();
+            scratch[..kept].copy_from_slice(&self.source(direction).carry);
+            let mut buffer = ReadBuf::new(&mut scratch[kept..kept + READ_BYTES]);
+            let source = &mut self.source(direction).stream;
+            match Pin::new(source).poll_read(context, &mut buffer) {
+                Poll::Pending => return,
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
+                    let length = kept + buffer.filled().len();
+                    self.source(direction).carry = Vec::new();
+                    self.forward(direction, context, &scratch[..length], entry, now);
+                }
+                Poll::Ready(Ok(())) => return self.source_ended(direction, context, now),
+                Poll::Ready(Err(_)) if direction == Direction::FromClient => {
+                    return self.core.client_reset();
+                }
+                Poll::Ready(Err(_)) => return self.source_ended(direction, context, now),
+            }
+        }
+        context.waker().wake_by_ref();
+    }
+
+    fn source_ended(&mut self, direction: Direction, context: &mut Context<'_>, now: Tick) {
+        let rest = std::mem::take(&mut self.source(direction).carry);
+        if self.core.passes_rest(direction) && !rest.is_empty() {
+            self.write(direction, context, &rest);
+        }
+        self.core.ended(direction, now);
+    }
+
+    /// Takes bytes of a direction apart as the core says.
+    fn forward(
+        &mut self,
+        direction: Direction,
+        context: &mut Context<'_>,
+        mut bytes: &[u8],
+        entry: &Entry,
+        now: Tick,
+    ) {
+        while !bytes.is_empty() {
+            self.speak(direction, context, entry);
+            let messages_wait = entry.connection().has_messages();
+            match self.core.step(direction, bytes, messages_wait, now) {
+                Step::Pass(length) => {
+                    self.write(direction, context, &bytes[..length]);
+                    bytes = &bytes[length..];
+                }
+                Step::Swallow(length) => bytes = &bytes[length..],
+                Step::Keep => {
+                    self.source(direction).carry = bytes.to_vec();
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Writes what the proxy has to say in a direction, if this is a place for it.
+    fn speak(&mut self, direction: Direction, context: &mut Context<'_>, entry: &Entry) {
+        while let Some(frame) = self.core.insert(direction, self.mask) {
+            self.write(direction, context, frame.as_ref());
+        }
+        if direction == Direction::FromBackend {
+            self.deliver_messages(context, entry);
+        }
+    }
+
+    /// Writes waiting messages of others, as many as the client takes at once.
+    fn deliver_messages(&mut self, context: &mut Context<'_>, entry: &Entry) {
+        while self.client.unwritten.is_empty() && self.core.takes_message() {
+            let Some(frame) = entry.connection().next_message() else { return };
+            self.write(Direction::FromBackend, context, &frame);
+            self.counts.injected.inc();
+        }
+    }
+
+    fn write(&mut self, direction: Direction, context: &mut Context<'_>, bytes: &[u8]) {
+        let sink = self.sink(direction);
+        if sink.broken {
+            return;
+        }
+        match sink.write(context, bytes) {
+            Ok(true) => {}
+            Ok(false) => {
+                self.counts.stalls[direction as usize].inc();
+            }
+            Err(_) => self.sink_broke(direction),
+        }
+    }
+
+    /// Whether nothing waits for the sink of a direction any more.
+    fn flush(&mut self, direction: Direction, context: &mut Context<'_>) -> bool {
+        match self.sink(direction).poll_unwritten(context) {
+            Poll::Pending => false,
+            Poll::Ready(Ok(())) => true,
+            Poll::Ready(Err(_)) => {
+                self.sink_broke(direction);
+                true
+            }
+        }
+    }
+
+    fn sink_broke(&mut self, direction: Direction) {
+        let sink = self.sink(direction);
+        sink.broken = true;
+        sink.unwritten = Vec::new();
+        match direction {
+            Direction::FromClient => self.core.backend_takes_nothing(),
+            Direction::FromBackend => self.core.client_reset(),
+        }
+    }
+
+    fn end_sink(&mut self, direction: Direction, context: &mut Context<'_>) {
+        if !self.flush(direction, context) || !self.core.ends_sink(direction) {
+            return;
+        }
+        let sink = self.sink(direction);
+        if !sink.shut_down && !sink.broken {
+            // On a plain socket this never waits; an error means that the peer is gone already.
+            if Pin::new(&mut sink.stream).poll_shutdown(context).is_ready() {
+                sink.shut_down = true;
+            }
+        }
+    }
+
+    fn all_written(&self) -> bool {
+        self.client.is_settled() && self.backend.is_settled()
+    }
+
+    /// Adds what went by since the last turn: a few atomic additions per turn, none per message.
+    fn count(&mut self, entry: &Entry, now: Tick) {
+        let counted = Direction::ALL.map(|direction| self.core.counted(direction));
+        if counted == self.counted {
+            return;
+        }
+        for (index, ((messages, bytes), before)) in counted.iter().zip(self.counted).enumerate() {
+            if (*messages, *bytes) != before {
+                self.counts.messages[index].inc_by(messages - before.0);
+                self.counts.bytes[index].inc_by(bytes - before.1);
+            }
+        }
+        self.counted = counted;
+        entry.connection().set_counts(counted, now);
+    }
+
+    fn schedule(&mut self, entry: &Entry, now: Tick) {
+        let Some(next) = self.core.next_tick(now) else { return };
+        if self.scheduled.is_none_or(|scheduled| next < scheduled) {
+            entry.table().look_at(next, entry.connection().serial);
+            self.scheduled = Some(next);
+        }
+    }
+
+    fn source(&mut self, direction: Direction) -> &mut End {
+        match direction {
+            Direction::FromClient => &mut self.client,
+            Direction::FromBackend => &mut self.backend,
+        }
+    }
+
+    fn sink(&mut self, direction: Direction) -> &mut End {
+        match direction {
+            Direction::FromClient => &mut self.backend,
+            Direction::FromBackend => &mut self.client,
+        }
+    }
+}
+
+impl Future for Driver {
+    type Output = Ended;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Ended> {
+        let driver = self.get_mut();
+        let entry = driver.entry.take().expect("polled after its end");
+        entry.connection().set_waker(context.waker());
+        let Some(ending) = driver.turn(context, &entry) else {
+            driver.entry = Some(entry);
+            return Poll::Pending;
+        };
+        if ending == Ending::Reset {
+            driver.backend.stream.reset_on_drop();
+        }
+        let reason = driver.core.reason();
+        Poll::Ready(Ended { reason, cut: ending == Ending::Cut, entry })
+    }
+}
