@@ -3,10 +3,18 @@
 //! The path of the bytes: [`listen`] accepts a socket, [`http`] reads a request from it,
 //! [`route`] tells its route and its key, [`pool`] its backend, and after both sides have said
 //! 101 [`ws`] relays frames between them until one ends. [`config`] says how, [`server`] builds
-//! and owns it all, [`admin`] and [`observe`] show it.
+//! and owns it all, [`shutdown`] ends it, [`admin`] and [`observe`] show it.
 
+pub mod admin;
+pub mod cli;
 pub mod config;
+pub mod descriptors;
+pub mod http;
 pub mod listen;
+pub mod observe;
 pub mod pool;
+pub mod random;
 pub mod route;
+pub mod server;
+pub mod shutdown;
 pub mod ws;

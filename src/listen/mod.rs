@@ -5,8 +5,12 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+mod accept;
+mod limits;
 mod stream;
 
+pub use accept::{Listener, Load, Loads, canonical, prepare};
+pub use limits::{Admission, Limits, OverLimit};
 pub use stream::Stream;
 
 /// What the config says of one listener.

@@ -1,8 +1,286 @@
-//! Pools of backends.
+//! Pools: which backend a key belongs to, where it is, and whether that backend is up to it.
+//!
+//! Three questions that are easily confused, so each has a file that knows nothing of the others:
+//!
+//! - `ring.rs`: whose key is it? A pure function of ids and weights, the same on every proxy.
+//! - `verdict.rs`: may a backend be given anything? A state machine, fed by checks (`health.rs`)
+//!   and by what traffic meets.
+//! - `table.rs`: where is a key that has connections? Not necessarily where the ring names now:
+//!   its state is in the memory of the backend on which it began.
+//!
+//! A [`Pool`] puts them together. A connection with a key gets a [`Placement`]: where the key is
+//! placed, unless that backend is lost, else the first on the ring that is in service. A plain
+//! request, or a connection without a key, gets a [`Choice`], which is the same without holding
+//! the place. Both know how to go on when a backend can't be connected to.
+//!
+//! A pool is built whole and never changed: a reload [builds another](Pool::rebuild), with a ring
+//! of its own, that shares the backends that stay and the table of placements. Changes of a
+//! backend's state are told to the [`Observer`] that the pool was built with, which logs them and
+//! ends the connections of a lost one; the pool itself has not heard of connections' ends.
+//!
+//! Not here: reading from a backend. `dial.rs` opens sockets, for checks and for traffic alike.
 
+pub mod backend;
+pub mod choose;
+pub mod dial;
+pub mod health;
+pub mod placement;
+pub mod ring;
+mod table;
+pub mod verdict;
+
+use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+pub use self::backend::Backend;
+pub use self::choose::Choice;
+pub use self::placement::Placement;
+pub use self::table::{Moved, PlacedKey, Stay};
+pub use self::verdict::State;
+
+use self::placement::Placements;
+use self::ring::Ring;
+use self::verdict::{Check, Policy, Transition};
+
+/// No backend of a pool may be given a new key: a 503.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("pool {pool}: no backend in service")]
+pub struct NoBackend {
+    /// The pool's name.
+    pub pool: String,
+}
+
+/// A change of a backend's state.
+#[derive(Clone, Debug)]
+pub struct BackendEvent {
+    /// The name of its pool.
+    pub pool: String,
+    /// The backend; its state may be yet another by now.
+    pub backend: Arc<Backend>,
+    /// From what, to what, and why.
+    pub transition: Transition,
+    /// The failure that tipped it, for a person; empty where it was none.
+    pub detail: String,
+}
+
+/// Is told of every change of a backend's state, by whatever thread caused it.
+///
+/// Called after the change holds, without a lock; must not block. Events of one backend come in
+/// order as far as checks cause them; traffic on two threads may cross.
+pub type Observer = Arc<dyn Fn(&BackendEvent) + Send + Sync>;
+
+/// A set of interchangeable backends, and how one of them is chosen.
+pub struct Pool {
+    settings: PoolSettings,
+    /// In the order of the settings; the ring's indexes are indexes of this.
+    backends: Vec<Arc<Backend>>,
+    ring: Ring,
+    placements: Arc<Placements>,
+    /// Counts what comes without a key.
+    turn: AtomicU64,
+    observer: Observer,
+}
+
+impl Pool {
+    /// Builds a pool whose backends are all in service and have nothing yet.
+    pub fn new(settings: PoolSettings, observer: Observer) -> Arc<Self> {
+        let now = Instant::now();
+        let policy = Policy::from(&settings.health);
+        let backends = settings.backends.iter();
+        let backends = backends.map(|one| Arc::new(Backend::new(one.clone(), policy, now)));
+        let backends = backends.collect();
+        Self::assemble(settings, backends, Arc::default(), observer)
+    }
+
+    /// Builds a pool of other settings that takes over what this one knows.
+    ///
+    /// Backends of the same id are shared, with verdict, counts and connections; that they have
+    /// another address or policy now holds at once, for this pool too. Placements are shared,
+    /// also those at backends that are gone from the settings, which keep them until they end.
+    pub fn rebuild(&self, settings: PoolSettings) -> Arc<Self> {
+        let now = Instant::now();
+        let policy = Policy::from(&settings.health);
+        let mut backends = Vec::with_capacity(settings.backends.len());
+        for one in &settings.backends {
+            if let Some(known) = self.backend(&one.id) {
+                known.reconfigure(one, policy);
+                backends.push(Arc::clone(known));
+            } else {
+                backends.push(Arc::new(Backend::new(one.clone(), policy, now)));
+            }
+        }
+        let (placements, observer) = (Arc::clone(&self.placements), Arc::clone(&self.observer));
+        Self::assemble(settings, backends, placements, observer)
+    }
+
+    fn assemble(
+        settings: PoolSettings,
+        backends: Vec<Arc<Backend>>,
+        placements: Arc<Placements>,
+        observer: Observer,
+    ) -> Arc<Self> {
+        let ring = Ring::new(settings.backends.iter().map(|one| (one.id.as_str(), one.weight)));
+        Arc::new(Self { settings, backends, ring, placements, turn: AtomicU64::new(0), observer })
+    }
+
+    /// Takes a place for a connection of `key`, before its handshake goes anywhere.
+    ///
+    /// Where the key has connections, live or under way, it follows them, also to a backend out
+    /// of service; otherwise the ring decides, among those in service. Keys of at most 512 bytes
+    /// are expected; the table keeps them as long as they are placed.
+    ///
+    /// # Errors
+    ///
+    /// [`NoBackend`] if the key is nowhere and no backend is in service.
+    pub fn place(self: &Arc<Self>, key: &str) -> Result<Placement, NoBackend> {
+        Placement::begin(self, key)
+    }
+
+    /// Finds the backend for a plain request of `key`, which holds no place.
+    ///
+    /// # Errors
+    ///
+    /// [`NoBackend`] if the key is nowhere and no backend is in service.
+    pub fn lookup(self: &Arc<Self>, key: &str) -> Result<Choice, NoBackend> {
+        Choice::of_key(self, key)
+    }
+
+    /// Finds a backend for a request or a connection without a key, spread by weight.
+    ///
+    /// # Errors
+    ///
+    /// [`NoBackend`] if no backend is in service.
+    pub fn any(self: &Arc<Self>) -> Result<Choice, NoBackend> {
+        Choice::of_turn(self, self.turn.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Takes the outcome of a health check; `detail` says what failed.
+    pub fn checked(
+        &self,
+        backend: &Arc<Backend>,
+        check: Check,
+        detail: &dyn fmt::Display,
+        now: Instant,
+    ) {
+        if check != Check::Passed {
+            backend.counters().check_failures.fetch_add(1, Ordering::Relaxed);
+        }
+        let transition = backend.judge(|verdict| verdict.checked(check, now));
+        self.tell(backend, transition, detail);
+    }
+
+    /// Takes a connect or a handshake of a client that `backend` failed; `detail` says how.
+    ///
+    /// An answer of any status is no failure, and one of the proxy's own
+    /// ([`dial::is_own_failure`]) must not be reported.
+    pub fn traffic_failed(&self, backend: &Arc<Backend>, detail: &dyn fmt::Display, now: Instant) {
+        backend.counters().traffic_failures.fetch_add(1, Ordering::Relaxed);
+        let transition = backend.judge(|verdict| verdict.traffic_failed(now));
+        self.tell(backend, transition, detail);
+    }
+
+    /// Takes a handshake or a plain request of a client that `backend` answered.
+    pub fn traffic_passed(&self, backend: &Arc<Backend>) {
+        backend.judge(|verdict| {
+            verdict.traffic_passed();
+            None
+        });
+    }
+
+    /// Lets time decide on `backend`; to be called about every second, with or without checks.
+    pub fn tick(&self, backend: &Arc<Backend>, now: Instant) {
+        let other = |one: &&Arc<Backend>| !Arc::ptr_eq(one, backend);
+        let another_serves = self.backends.iter().filter(other).any(|one| one.in_service());
+        let transition = backend.judge(|verdict| verdict.tick(now, another_serves));
+        self.tell(backend, transition, &"");
+    }
+
+    fn tell(
+        &self,
+        backend: &Arc<Backend>,
+        transition: Option<Transition>,
+        detail: &dyn fmt::Display,
+    ) {
+        let Some(transition) = transition else { return };
+        (self.observer)(&BackendEvent {
+            pool: self.settings.name.clone(),
+            backend: Arc::clone(backend),
+            transition,
+            detail: detail.to_string(),
+        });
+    }
+
+    /// The first backend in service from `position` on that is not among `tried`.
+    fn choose(&self, position: u64, tried: &[Arc<Backend>]) -> Option<Arc<Backend>> {
+        // In an outage everybody comes again and again: don't walk the whole ring for nothing.
+        if !self.backends.iter().any(|backend| backend.in_service()) {
+            return None;
+        }
+        self.ring
+            .walk(position)
+            .filter_map(|index| self.backends.get(index))
+            .find(|one| one.in_service() && !tried.iter().any(|other| Arc::ptr_eq(one, other)))
+            .cloned()
+    }
+
+    fn no_backend(&self) -> NoBackend {
+        NoBackend { pool: self.settings.name.clone() }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.settings.name
+    }
+
+    /// What the config says of it.
+    pub fn settings(&self) -> &PoolSettings {
+        &self.settings
+    }
+
+    /// Its backends, in the order of the config.
+    pub fn backends(&self) -> &[Arc<Backend>] {
+        &self.backends
+    }
+
+    /// The backend with this id, found by looking at each.
+    pub fn backend(&self, id: &str) -> Option<&Arc<Backend>> {
+        self.backends.iter().find(|backend| backend.id() == id)
+    }
+
+    /// The ring of all its backends, whose indexes are those of [`backends`](Self::backends).
+    pub fn ring(&self) -> &Ring {
+        &self.ring
+    }
+
+    /// The home of a key, whatever its health; `None` only if the pool is empty.
+    pub fn home(&self, key: &str) -> Option<&Arc<Backend>> {
+        self.backends.get(self.ring.owner(key.as_bytes())?)
+    }
+
+    /// Where a key is placed; `None` also if that backend is lost.
+    pub fn find(&self, key: &str) -> Option<PlacedKey> {
+        self.placements.find(key)
+    }
+
+    /// All keys that are placed, in no order.
+    ///
+    /// Copies the table under its lock: as long as that takes nobody connects. How many keys a
+    /// backend has, [`Backend::keys`] tells for nothing.
+    pub fn placed(&self) -> Vec<PlacedKey> {
+        self.placements.list()
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, backends) = (self.name(), &self.backends);
+        formatter.debug_struct("Pool").field("name", &name).field("backends", backends).finish()
+    }
+}
 
 /// What the config says of one pool (`consistent_hash` is the only way to balance).
 #[derive(Clone, Debug, PartialEq)]
@@ -41,6 +319,15 @@ pub enum BackendAddress {
     Name(String, u16),
 }
 
+impl fmt::Display for BackendAddress {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(address) => address.fmt(formatter),
+            Self::Name(name, port) => write!(formatter, "{name}:{port}"),
+        }
+    }
+}
+
 /// What the config says of a pool's health checks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HealthSettings {
@@ -72,4 +359,169 @@ pub enum CheckKind {
     Tcp,
     /// Nothing: traffic alone decides.
     Off,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::verdict::Cause;
+    use super::*;
+
+    pub(super) fn backend_settings(id: &str, weight: u32) -> BackendSettings {
+        BackendSettings {
+            id: id.to_owned(),
+            address: BackendAddress::Ip(SocketAddr::from(([127, 0, 0, 1], 9))),
+            weight: NonZeroU32::new(weight).unwrap(),
+        }
+    }
+
+    pub(super) fn settings(backends: Vec<BackendSettings>, kind: CheckKind) -> PoolSettings {
+        PoolSettings {
+            name: "p".to_owned(),
+            connect_timeout: Duration::from_secs(2),
+            handshake_timeout: Duration::from_secs(10),
+            keepalive: Duration::from_secs(30),
+            backends,
+            health: HealthSettings {
+                kind,
+                interval: Duration::from_secs(2),
+                timeout: Duration::from_secs(1),
+                rise: 2,
+                fall: 3,
+                passive_fall: 5,
+                lost_after: Duration::from_secs(30),
+            },
+        }
+    }
+
+    pub(super) fn weighted(backends: &[(&str, u32)]) -> Arc<Pool> {
+        let backends = backends.iter().map(|(id, weight)| backend_settings(id, *weight)).collect();
+        Pool::new(settings(backends, CheckKind::Tcp), Arc::new(|_| {}))
+    }
+
+    pub(super) fn pool(ids: &[&str]) -> Arc<Pool> {
+        weighted(&ids.iter().map(|id| (*id, 1)).collect::<Vec<_>>())
+    }
+
+    pub(super) fn policy() -> Policy {
+        Policy::from(&settings(Vec::new(), CheckKind::Tcp).health)
+    }
+
+    pub(super) fn backend(id: &str) -> Arc<Backend> {
+        Arc::new(Backend::new(backend_settings(id, 1), policy(), Instant::now()))
+    }
+
+    fn check(backend: &Backend, check: Check, times: u32) {
+        let now = Instant::now();
+        for _ in 0..times {
+            backend.judge(|verdict| verdict.checked(check, now));
+        }
+    }
+
+    /// Puts a backend out of service, unless it is lost.
+    pub(super) fn put_out(backend: &Backend) {
+        check(backend, Check::Failed, policy().fall);
+    }
+
+    pub(super) fn lose(backend: &Backend) {
+        check(backend, Check::Unreachable, policy().fall);
+        assert!(backend.is_lost());
+    }
+
+    pub(super) fn bring_back(backend: &Backend) {
+        check(backend, Check::Passed, policy().rise);
+        assert!(backend.in_service());
+    }
+
+    /// A pool that keeps what its observer was told.
+    fn observed(ids: &[&str]) -> (Arc<Pool>, Arc<Mutex<Vec<BackendEvent>>>) {
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let tell = Arc::clone(&told);
+        let backends = ids.iter().map(|id| backend_settings(id, 1)).collect();
+        let observer: Observer = Arc::new(move |event| tell.lock().unwrap().push(event.clone()));
+        (Pool::new(settings(backends, CheckKind::Tcp), observer), told)
+    }
+
+    #[test]
+    fn changes_are_told_once_with_what_tipped_them() {
+        let (pool, told) = observed(&["a", "b"]);
+        let [a, _] = pool.backends() else { unreachable!() };
+        let now = Instant::now();
+        for number in 0..4 {
+            pool.checked(a, Check::Failed, &format_args!("status 50{number}"), now);
+        }
+        pool.tick(a, now + Duration::from_secs(29));
+        pool.tick(a, now + Duration::from_secs(30));
+        pool.checked(a, Check::Passed, &"", now);
+        pool.checked(a, Check::Passed, &"", now);
+        (0..5).for_each(|_| pool.traffic_failed(a, &"refused", now));
+        let told = told.lock().unwrap();
+        let seen: Vec<_> = told
+            .iter()
+            .map(|event| (event.transition.to, event.transition.cause, event.detail.as_str()))
+            .collect();
+        assert_eq!(
+            seen,
+            [
+                (State::OutOfService, Cause::ChecksFailed, "status 502"),
+                (State::Lost, Cause::OutTooLong, ""),
+                (State::InService, Cause::ChecksPassed, ""),
+                (State::OutOfService, Cause::TrafficFailed, "refused"),
+            ]
+        );
+        assert!(told.iter().all(|event| event.pool == "p" && event.backend.id() == "a"));
+        assert_eq!(a.counters().check_failures.load(Ordering::Relaxed), 4);
+        assert_eq!(a.counters().traffic_failures.load(Ordering::Relaxed), 5);
+    }
+
+    #[test]
+    fn the_last_in_service_is_not_lost_by_time() {
+        let (pool, _) = observed(&["a", "b"]);
+        let [a, b] = pool.backends() else { unreachable!() };
+        put_out(a);
+        put_out(b);
+        let later = Instant::now() + Duration::from_secs(600);
+        pool.tick(a, later);
+        assert_eq!(a.state(), State::OutOfService);
+        bring_back(b);
+        pool.tick(a, later);
+        assert_eq!(a.state(), State::Lost);
+    }
+
+    #[test]
+    fn traffic_that_goes_well_is_forgiving() {
+        let pool = pool(&["a"]);
+        let a = &pool.backends()[0];
+        for _ in 0..3 {
+            (0..4).for_each(|_| pool.traffic_failed(a, &"refused", Instant::now()));
+            pool.traffic_passed(a);
+        }
+        assert!(a.in_service());
+    }
+
+    #[test]
+    fn a_rebuilt_pool_keeps_what_it_knows_of_those_that_stay() {
+        let old = pool(&["a", "b"]);
+        let connection = old.backend("a").unwrap().connection();
+        put_out(old.backend("a").unwrap());
+        let mut changed = settings(vec![backend_settings("c", 1)], CheckKind::Off);
+        changed.backends.push(BackendSettings {
+            address: BackendAddress::Name("a.internal".to_owned(), 80),
+            ..backend_settings("a", 2)
+        });
+        let new = old.rebuild(changed);
+        let a = new.backend("a").unwrap();
+        assert_eq!((a.connections(), a.state()), (1, State::OutOfService));
+        assert_eq!(a.address().to_string(), "a.internal:80");
+        assert_eq!(a.settings().weight.get(), 2);
+        assert!(new.backend("b").is_none());
+        assert!(new.backend("c").unwrap().in_service());
+        assert!((new.ring().share(1) - 2.0 / 3.0).abs() < 0.05);
+        drop(connection);
+        assert_eq!(a.connections(), 0);
+        // The policy of `off` holds now: tried again after a while.
+        new.tick(a, Instant::now() + verdict::TRY_AGAIN);
+        assert!(a.in_service());
+    }
 }

@@ -9,6 +9,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fmt;
 use std::net::IpAddr;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::SystemTime;
@@ -55,7 +56,23 @@ impl Serial {
 /// The part of a connection id behind its dot: two digits of the shard, then the serial.
 impl fmt::Display for Serial {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{:02x}{:013x}", self.0 % Self::SHARDS, self.0)
+        write!(formatter, "{:02x}{:016x}", self.0 % Self::SHARDS, self.0)
+    }
+}
+
+/// What is no part of a connection id behind its dot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not the number of a connection")]
+pub struct NotASerial;
+
+/// Reads what is displayed, and nothing else.
+impl FromStr for Serial {
+    type Err = NotASerial;
+
+    fn from_str(text: &str) -> Result<Self, NotASerial> {
+        let digits = text.get(2..).ok_or(NotASerial)?;
+        let serial = Self(u64::from_str_radix(digits, 16).map_err(|_| NotASerial)?);
+        if serial.to_string() == text { Ok(serial) } else { Err(NotASerial) }
     }
 }
 
@@ -67,7 +84,7 @@ pub struct Facts {
     /// Its pool's name.
     pub pool: Arc<str>,
     /// Its key; `None` where the request had none.
-    pub key: Option<Box<str>>,
+    pub key: Option<Arc<str>>,
     /// The address of its client.
     pub client: IpAddr,
     /// When its handshake came.
@@ -81,6 +98,16 @@ pub enum Undeliverable {
     QueueFull,
     /// The connection is closing.
     Closing,
+}
+
+impl Undeliverable {
+    /// As it stands in a metric label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::QueueFull => "queue_full",
+            Self::Closing => "closing",
+        }
+    }
 }
 
 /// Messages that wait for a place between two messages of the backend.

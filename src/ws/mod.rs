@@ -7,6 +7,8 @@ pub mod close;
 pub mod connection;
 pub mod driver;
 pub mod frame;
+pub mod handshake;
+pub mod pace;
 pub mod relay;
 pub mod table;
 

@@ -494,6 +494,7 @@ mod tests {
     const TEXT_OF_BACKEND: &[u8] = &[0x81, 2, b'h', b'o'];
     const CLOSE_OF_CLIENT: &[u8] = &[0x88, 0x82, 0, 0, 0, 0, 3, 232];
     const CLOSE_OF_BACKEND: &[u8] = &[0x88, 2, 3, 233];
+    const NOTHING: &[u8] = &[];
     const PING_PAYLOAD: [u8; 8] = *b"steadily";
 
     fn seconds(seconds: u64) -> Tick {
@@ -570,7 +571,7 @@ mod tests {
         let bytes = [CLOSE_OF_BACKEND, TEXT_OF_BACKEND].concat();
         assert_eq!(carry(&mut relay, FromBackend, &bytes, seconds(0)), CLOSE_OF_BACKEND);
         relay.close(CloseReason::Shutdown, seconds(0));
-        assert_eq!(said(&mut relay, FromBackend), []);
+        assert_eq!(said(&mut relay, FromBackend), NOTHING);
         assert_eq!(code(&said(&mut relay, FromClient)), 1001);
         assert_eq!(
             relay.reason(),
@@ -595,7 +596,7 @@ mod tests {
         carry(&mut relay, FromClient, begin, seconds(0));
         relay.close(CloseReason::Shutdown, seconds(0));
         assert_eq!(code(&said(&mut relay, FromBackend)), 1001);
-        assert_eq!(said(&mut relay, FromClient), [], "not inside a frame");
+        assert_eq!(said(&mut relay, FromClient), NOTHING, "not inside a frame");
         let written = carry(&mut relay, FromClient, &[end, TEXT_OF_CLIENT].concat(), seconds(0));
         assert_eq!(written[..1], *end);
         assert_eq!(code(&written[1..]), 1001);
@@ -608,10 +609,10 @@ mod tests {
         said(&mut relay, FromClient);
         said(&mut relay, FromBackend);
         assert!(!relay.ends_sink(FromBackend));
-        assert_eq!(carry(&mut relay, FromClient, CLOSE_OF_CLIENT, seconds(0)), []);
+        assert_eq!(carry(&mut relay, FromClient, CLOSE_OF_CLIENT, seconds(0)), NOTHING);
         assert!(relay.ends_sink(FromBackend), "the client has answered: its stream may end");
         assert!(!relay.ends_sink(FromClient));
-        assert_eq!(carry(&mut relay, FromBackend, CLOSE_OF_BACKEND, seconds(0)), []);
+        assert_eq!(carry(&mut relay, FromBackend, CLOSE_OF_BACKEND, seconds(0)), NOTHING);
         assert!(relay.ends_sink(FromClient));
         assert_eq!(relay.reason(), CloseReason::Shutdown);
     }
@@ -623,8 +624,8 @@ mod tests {
         relay.ended(FromBackend, seconds(0));
         assert!(!relay.ends_sink(FromBackend), "the Close goes first");
         assert_eq!(code(&said(&mut relay, FromBackend)), 1014);
-        assert_eq!(said(&mut relay, FromClient), [], "there is nobody");
-        assert_eq!(carry(&mut relay, FromClient, CLOSE_OF_CLIENT, seconds(0)), []);
+        assert_eq!(said(&mut relay, FromClient), NOTHING, "there is nobody");
+        assert_eq!(carry(&mut relay, FromClient, CLOSE_OF_CLIENT, seconds(0)), NOTHING);
         assert!(relay.ends_sink(FromBackend));
         relay.ended(FromClient, seconds(0));
         assert_eq!(relay.ending(true, seconds(0)), Some(Ending::Drop));
@@ -636,7 +637,7 @@ mod tests {
         let mut relay = relay();
         carry(&mut relay, FromBackend, &TEXT_OF_BACKEND[..3], seconds(0));
         relay.ended(FromBackend, seconds(0));
-        assert_eq!(said(&mut relay, FromBackend), [], "no Close inside a frame");
+        assert_eq!(said(&mut relay, FromBackend), NOTHING, "no Close inside a frame");
         assert_eq!(relay.ending(false, seconds(0)), None, "what it said is delivered");
         assert_eq!(relay.ending(true, seconds(0)), Some(Ending::Cut));
         assert_eq!(relay.reason(), CloseReason::BackendLost);
@@ -650,7 +651,7 @@ mod tests {
         assert_eq!(relay.next_tick(seconds(0)), None, "the backend may go on speaking");
         assert_eq!(carry(&mut relay, FromBackend, TEXT_OF_BACKEND, seconds(99)), TEXT_OF_BACKEND);
         relay.ended(FromBackend, seconds(99));
-        assert_eq!(said(&mut relay, FromBackend), []);
+        assert_eq!(said(&mut relay, FromBackend), NOTHING);
         assert!(relay.ends_sink(FromBackend));
         assert_eq!(relay.ending(true, seconds(99)), Some(Ending::Drop));
         assert_eq!(relay.reason(), CloseReason::ClientEnded);
@@ -697,7 +698,7 @@ mod tests {
         assert_eq!(ping, [&[0x89, 8], &PING_PAYLOAD[..]].concat());
         assert_eq!(relay.next_tick(seconds(10)), Some(seconds(30)));
         let pong = [&[0x8a, 0x88, 0, 0, 0, 0], &PING_PAYLOAD[..]].concat();
-        assert_eq!(carry(&mut relay, FromClient, &pong, seconds(11)), []);
+        assert_eq!(carry(&mut relay, FromClient, &pong, seconds(11)), NOTHING);
         let other = [&[0x8a, 0x88, 0, 0, 0, 0], &b"likewise"[..]].concat();
         assert_eq!(carry(&mut relay, FromClient, &other, seconds(11)), other);
         relay.tick(seconds(30));
@@ -721,11 +722,11 @@ mod tests {
         let mut relay = relay_with(0, 10);
         carry(&mut relay, FromBackend, &[0x89, 0], seconds(0));
         relay.tick(seconds(10));
-        assert_eq!(said(&mut relay, FromBackend), []);
+        assert_eq!(said(&mut relay, FromBackend), NOTHING);
         let pong = [0x8a, 0x80, 0, 0, 0, 0];
         assert_eq!(carry(&mut relay, FromClient, &pong, seconds(12)), pong);
         relay.tick(seconds(22));
-        assert_ne!(said(&mut relay, FromBackend), []);
+        assert_ne!(said(&mut relay, FromBackend), NOTHING);
     }
 
     #[test]
@@ -733,7 +734,7 @@ mod tests {
         let mut relay = relay_with(0, 10);
         carry(&mut relay, FromBackend, &TEXT_OF_BACKEND[..3], seconds(0));
         relay.tick(seconds(10));
-        assert_eq!(said(&mut relay, FromBackend), []);
+        assert_eq!(said(&mut relay, FromBackend), NOTHING);
         let bytes = [&TEXT_OF_BACKEND[3..], TEXT_OF_BACKEND].concat();
         let written = carry(&mut relay, FromBackend, &bytes, seconds(10));
         assert_eq!(written[..3], [TEXT_OF_BACKEND[3], 0x89, 8], "between the two frames");

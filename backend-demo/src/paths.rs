@@ -1,0 +1,86 @@
+//! From path to server: the one place that knows what is where.
+//!
+//! A request for a WebSocket path that is no handshake gets the library's 400 or 426, with a
+//! sentence; a room or a name that is out of bounds is a 400 before any upgrade; other paths are
+//! 404. While the demo stops, everything is 503: taking `Serving` as an argument is what does it.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Query, State, WebSocketUpgrade};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use serde::Deserialize;
+
+use crate::Backend;
+use crate::echo::{self, ECHO_MESSAGE_BYTES, GREETER_MESSAGE_BYTES};
+use crate::page::page;
+use crate::rooms::{self, Label, Newcomer};
+use crate::socket::sized;
+use crate::stop::Serving;
+
+/// The proxy's name for the connection: opaque, and only passed on.
+const CONNECTION_HEADER: &str = "steadfast-connection";
+
+pub(crate) fn router(backend: Arc<Backend>) -> Router {
+    Router::new()
+        .route("/", get(async |_: Serving| page()))
+        .route("/health", get(health))
+        .route("/ws", get(greet))
+        .route("/echo", get(echo))
+        .route("/rooms", get(rooms))
+        .with_state(backend)
+}
+
+async fn health(State(backend): State<Arc<Backend>>, _: Serving) -> String {
+    backend.id.clone()
+}
+
+async fn greet(
+    State(backend): State<Arc<Backend>>,
+    serving: Serving,
+    upgrade: WebSocketUpgrade,
+) -> Response {
+    sized(upgrade, GREETER_MESSAGE_BYTES)
+        .on_upgrade(async move |socket| echo::greet(socket, serving, &backend.id).await)
+}
+
+async fn echo(serving: Serving, upgrade: WebSocketUpgrade) -> Response {
+    sized(upgrade, ECHO_MESSAGE_BYTES).on_upgrade(|socket| echo::echo(socket, serving))
+}
+
+#[derive(Deserialize)]
+struct RoomQuery {
+    room: Option<String>,
+    name: Option<String>,
+}
+
+async fn rooms(
+    State(backend): State<Arc<Backend>>,
+    serving: Serving,
+    Query(query): Query<RoomQuery>,
+    headers: HeaderMap,
+    upgrade: WebSocketUpgrade,
+) -> Response {
+    let newcomer = match newcomer(query, &headers) {
+        Ok(newcomer) => newcomer,
+        Err(error) => return (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response(),
+    };
+    sized(upgrade, rooms::MESSAGE_BYTES)
+        .on_upgrade(async move |socket| rooms::serve(socket, serving, &backend, newcomer).await)
+}
+
+/// Without a room it is the lobby, without a name a guest: a bare URL works too.
+fn newcomer(query: RoomQuery, headers: &HeaderMap) -> Result<Newcomer, rooms::BadLabel> {
+    let or = |given: Option<String>, default: &str| match given {
+        Some(text) if !text.trim().is_empty() => Label::parse(&text),
+        _ => Label::parse(default),
+    };
+    let connection = headers.get(CONNECTION_HEADER).and_then(|value| value.to_str().ok());
+    Ok(Newcomer {
+        room: or(query.room, "lobby")?,
+        name: or(query.name, "guest")?,
+        connection: connection.unwrap_or_default().to_owned(),
+    })
+}

@@ -1,0 +1,248 @@
+//! The requests of the admin API and their answers.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::extract::{Path, Query, Request, State};
+use axum::http::StatusCode;
+use axum::http::header::{CONTENT_TYPE, WWW_AUTHENTICATE};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::{Deserialize, Serialize};
+
+use super::guard::Guard;
+use super::problem::Problem;
+use crate::pool::Pool;
+use crate::server::{self, Fleet, Row};
+use crate::ws::connection::Serial;
+
+const DEFAULT_LIMIT: usize = 100;
+const LARGEST_LIMIT: usize = 1000;
+
+/// The whole API, behind its guard.
+pub(super) fn router(fleet: Arc<Fleet>, guard: Arc<Guard>) -> Router {
+    let with_token = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/v1/pools", get(pools))
+        .route("/v1/connections", get(connections))
+        .route("/v1/connections/{id}", get(connection))
+        .layer(middleware::from_fn_with_state(Arc::clone(&guard), authorize));
+    Router::new()
+        .route("/healthz", get(|| async { "alive\n" }))
+        .route("/readyz", get(ready))
+        .merge(with_token)
+        .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "there is nothing here") })
+        .method_not_allowed_fallback(|| async {
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this can only be read")
+        })
+        .layer(middleware::from_fn_with_state(guard, admit))
+        .with_state(fleet)
+}
+
+async fn admit(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
+    match guard.admits(request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(problem) => problem.into_response(),
+    }
+}
+
+async fn authorize(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
+    match guard.authorizes(request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(problem) => ([(WWW_AUTHENTICATE, "Bearer")], problem).into_response(),
+    }
+}
+
+async fn ready(State(fleet): State<Arc<Fleet>>) -> (StatusCode, &'static str) {
+    if fleet.is_ready() {
+        (StatusCode::OK, "ready\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
+    }
+}
+
+async fn metrics(State(fleet): State<Arc<Fleet>>) -> Response {
+    const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    match fleet.shared.metrics.page() {
+        Ok(page) => ([(CONTENT_TYPE, OPEN_METRICS)], page).into_response(),
+        Err(error) => {
+            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response()
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Pools {
+    pools: Vec<PoolView>,
+}
+
+#[derive(Serialize)]
+struct PoolView {
+    name: String,
+    backends: Vec<BackendView>,
+}
+
+#[derive(Serialize)]
+struct BackendView {
+    id: String,
+    address: String,
+    weight: u32,
+    state: &'static str,
+    /// Live WebSocket connections.
+    connections: usize,
+    /// Keys that are placed here.
+    keys: usize,
+    /// Plain requests and handshakes under way.
+    in_flight: usize,
+    /// From 0 to 1.
+    ring_share: f64,
+}
+
+async fn pools(State(fleet): State<Arc<Fleet>>) -> Json<Pools> {
+    let snapshot = fleet.shared.snapshot.load();
+    Json(Pools { pools: snapshot.pools().iter().map(|pool| pool_view(pool)).collect() })
+}
+
+fn pool_view(pool: &Pool) -> PoolView {
+    let backends = pool.backends().iter().enumerate().map(|(index, backend)| {
+        let settings = backend.settings();
+        BackendView {
+            id: backend.id().to_owned(),
+            address: settings.address.to_string(),
+            weight: settings.weight.get(),
+            state: backend.state().as_str(),
+            connections: backend.connections(),
+            keys: backend.keys(),
+            in_flight: backend.requests(),
+            ring_share: pool.ring().share(index),
+        }
+    });
+    PoolView { name: pool.name().to_owned(), backends: backends.collect() }
+}
+
+/// What `/v1/connections` may be asked for.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Filter {
+    pool: Option<String>,
+    key: Option<String>,
+    backend: Option<String>,
+    limit: Option<usize>,
+    cursor: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Connections {
+    connections: Vec<ConnectionView>,
+    /// Where the next page begins; null: this was the last.
+    next: Option<String>,
+}
+
+#[derive(Serialize)]
+struct ConnectionView {
+    id: String,
+    proxy: String,
+    backend: String,
+    pool: String,
+    route: String,
+    key: Option<String>,
+    client: String,
+    /// Times are in Unix milliseconds.
+    since: u64,
+    messages_from_client: u64,
+    bytes_from_client: u64,
+    messages_from_backend: u64,
+    bytes_from_backend: u64,
+    last_activity: u64,
+}
+
+async fn connections(
+    State(fleet): State<Arc<Fleet>>,
+    filter: Result<Query<Filter>, axum::extract::rejection::QueryRejection>,
+) -> Result<Json<Connections>, Problem> {
+    let bad = |detail: String| Problem::new(StatusCode::BAD_REQUEST, detail);
+    let Query(filter) = filter.map_err(|error| bad(error.body_text()))?;
+    let limit = filter.limit.unwrap_or(DEFAULT_LIMIT);
+    if !(1..=LARGEST_LIMIT).contains(&limit) {
+        return Err(bad(format!("limit must be from 1 to {LARGEST_LIMIT}")));
+    }
+    let after = match &filter.cursor {
+        Some(cursor) => {
+            Some(cursor.parse::<Serial>().map_err(|_| bad("this is not a cursor".to_owned()))?)
+        }
+        None => None,
+    };
+    let query = server::Query {
+        pool: filter.pool,
+        key: filter.key,
+        backend: filter.backend,
+        serial: None,
+        after,
+        // One more tells whether there is a next page.
+        limit: limit + 1,
+    };
+    let mut rows = list(&fleet, &query).await?;
+    let more = rows.len() > limit;
+    rows.truncate(limit);
+    let next = rows.last().filter(|_| more).map(|row| row.serial.to_string());
+    let connections = rows.into_iter().map(|row| connection_view(&fleet, row)).collect();
+    Ok(Json(Connections { connections, next }))
+}
+
+/// Asks one worker after the other, in the order of their connections' serials.
+async fn list(fleet: &Fleet, query: &server::Query) -> Result<Vec<Row>, Problem> {
+    let first = query.after.map_or(0, Serial::worker);
+    let mut rows = Vec::new();
+    for worker in first..fleet.workers() {
+        let limit = query.limit - rows.len();
+        if limit == 0 {
+            break;
+        }
+        let query = server::Query { limit, ..query.clone() };
+        let Some(found) = fleet.list(worker, query).await else {
+            let detail = "a worker does not answer; try again";
+            return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail));
+        };
+        rows.extend(found);
+    }
+    Ok(rows)
+}
+
+async fn connection(
+    State(fleet): State<Arc<Fleet>>,
+    Path(id): Path<String>,
+) -> Result<Json<ConnectionView>, Problem> {
+    let missing = || Problem::new(StatusCode::NOT_FOUND, "no connection of this proxy has this id");
+    let serial = fleet.serial(&id).ok_or_else(missing)?;
+    let query = server::Query { serial: Some(serial), limit: 1, ..server::Query::default() };
+    let found = fleet.list(serial.worker(), query).await;
+    let row = found.and_then(|rows| rows.into_iter().next()).ok_or_else(missing)?;
+    Ok(Json(connection_view(&fleet, row)))
+}
+
+fn connection_view(fleet: &Fleet, row: Row) -> ConnectionView {
+    let [(messages_from_client, bytes_from_client), (messages_from_backend, bytes_from_backend)] =
+        row.counts;
+    ConnectionView {
+        id: fleet.shared.connection_id(row.serial),
+        proxy: fleet.shared.proxy_id.to_string(),
+        backend: row.backend.to_string(),
+        pool: row.pool.to_string(),
+        route: row.route.to_string(),
+        key: row.key.map(|key| key.to_string()),
+        client: row.client.to_string(),
+        since: unix_millis(row.since),
+        messages_from_client,
+        bytes_from_client,
+        messages_from_backend,
+        bytes_from_backend,
+        last_activity: unix_millis(row.last_activity),
+    }
+}
+
+fn unix_millis(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,130 @@
+//! Who may ask the admin API: not a page in somebody's browser, and with a token only who has it.
+
+use std::net::{IpAddr, SocketAddr};
+
+use axum::http::header::{AUTHORIZATION, HOST, ORIGIN};
+use axum::http::{HeaderMap, StatusCode};
+
+use super::problem::Problem;
+use crate::config::Secret;
+use crate::route::host_name;
+
+/// What a request has to show.
+#[derive(Debug)]
+pub(super) struct Guard {
+    token: Option<Secret>,
+    name: String,
+    address: SocketAddr,
+}
+
+impl Guard {
+    /// Asks for `token`, if there is one. `name` is a host name by which the proxy may be asked,
+    /// beside its addresses and `localhost`.
+    pub(super) fn new(token: Option<Secret>, name: String, address: SocketAddr) -> Self {
+        Self { token, name, address }
+    }
+
+    /// Whether a request comes from where it may. `Host` must be an address, `localhost` or the
+    /// configured name: a name that somebody else owns can be pointed at a loopback address. And
+    /// `Origin`, which only pages send, must be the admin address itself.
+    pub(super) fn admits(&self, headers: &HeaderMap) -> Result<(), Problem> {
+        let refused = |detail| Err(Problem::new(StatusCode::FORBIDDEN, detail));
+        let host = headers.get(HOST).and_then(|host| host.to_str().ok());
+        if !host.is_some_and(|host| self.is_own(host)) {
+            return refused("ask by an IP address, localhost or the server's name");
+        }
+        let Some(origin) = headers.get(ORIGIN) else { return Ok(()) };
+        let origin = origin.to_str().ok().and_then(|origin| origin.strip_prefix("http://"));
+        if origin.is_some_and(|origin| Some(origin) == host && self.is_own(origin)) {
+            return Ok(());
+        }
+        refused("this page may not ask the admin API")
+    }
+
+    fn is_own(&self, host: &str) -> bool {
+        let name = host_name(host);
+        let address = name.trim_start_matches('[').trim_end_matches(']');
+        address.parse::<IpAddr>().is_ok()
+            || name == "localhost"
+            || name.eq_ignore_ascii_case(&self.name)
+            || *name == self.address.ip().to_string()
+    }
+
+    /// Whether a request has the token, where one is asked for.
+    pub(super) fn authorizes(&self, headers: &HeaderMap) -> Result<(), Problem> {
+        let Some(token) = &self.token else { return Ok(()) };
+        let given = headers.get(AUTHORIZATION).map(|value| value.as_bytes());
+        let given = given.and_then(|value| match value.split_at_checked(7) {
+            Some((scheme, given)) if scheme.eq_ignore_ascii_case(b"bearer ") => Some(given),
+            _ => None,
+        });
+        if given.is_some_and(|given| equal(given, token.expose().as_bytes())) {
+            return Ok(());
+        }
+        Err(Problem::new(
+            StatusCode::UNAUTHORIZED,
+            "a bearer token is needed: admin_token of the config",
+        ))
+    }
+}
+
+/// Compares in a time that depends on the lengths alone, so that a token can't be guessed byte by
+/// byte.
+fn equal(left: &[u8], right: &[u8]) -> bool {
+    let differences = left.iter().zip(right).fold(0, |all, (left, right)| all | (left ^ right));
+    left.len() == right.len() && std::hint::black_box(differences) == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guard(token: Option<&str>) -> Guard {
+        let token = token.map(|token| Secret::new(token.to_owned()));
+        Guard::new(token, "edge1".to_owned(), "127.0.0.1:9900".parse().unwrap())
+    }
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let pairs = pairs.iter();
+        pairs.map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
+    }
+
+    #[test]
+    fn pages_and_foreign_names_are_refused() {
+        let guard = guard(None);
+        for (host, origin, admitted) in [
+            ("127.0.0.1:9900", None, true),
+            ("[::1]:9900", None, true),
+            ("localhost:9900", None, true),
+            ("Edge1:9900", None, true),
+            ("evil.example", None, false),
+            ("127.0.0.1:9900", Some("http://127.0.0.1:9900"), true),
+            ("127.0.0.1:9900", Some("http://evil.example"), false),
+            ("127.0.0.1:9900", Some("http://127.0.0.1:8080"), false),
+            ("127.0.0.1:9900", Some("null"), false),
+        ] {
+            let mut pairs = vec![("host", host)];
+            pairs.extend(origin.map(|origin| ("origin", origin)));
+            assert_eq!(guard.admits(&headers(&pairs)).is_ok(), admitted, "{host} {origin:?}");
+        }
+        assert!(guard.admits(&headers(&[])).is_err(), "no Host");
+    }
+
+    #[test]
+    fn the_token_must_be_the_one() {
+        let guard = guard(Some("secret"));
+        for (value, authorized) in [
+            ("Bearer secret", true),
+            ("bearer secret", true),
+            ("Bearer secreT", false),
+            ("Bearer secre", false),
+            ("Bearer secret1", false),
+            ("Basic secret", false),
+            ("Bearer", false),
+        ] {
+            let headers = headers(&[("authorization", value)]);
+            assert_eq!(guard.authorizes(&headers).is_ok(), authorized, "{value}");
+        }
+        assert!(guard.authorizes(&headers(&[])).is_err());
+    }
+}

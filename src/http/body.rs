@@ -1,0 +1,291 @@
+//! The bodies of requests and answers on their way through.
+//!
+//! Both are passed on frame by frame as they come, trailers included, and never collected. What is
+//! added is what only a proxy needs: a limit on how long a client may pause ([`RequestBody`]), an
+//! `Expect: 100-continue` that waits for the backend's word (RFC 9110 section 10.1.1), and guards
+//! that end with the answer ([`Reply`]).
+
+use std::cell::Cell;
+use std::error::Error;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::gate::Answer;
+use crate::pool::backend::RequestGauge;
+
+/// What goes wrong with a body.
+pub type BodyError = Box<dyn Error + Send + Sync>;
+
+/// How long a client that asked first waits for a backend that says neither 100 nor an answer.
+const CONTINUE_WAIT: Duration = Duration::from_secs(1);
+
+/// The body of an answer on its way to the client.
+#[derive(Debug)]
+pub struct Reply {
+    content: Content,
+    /// Tells the gate when the answer is over.
+    answer: Option<Answer>,
+    /// The backend has this request in flight until the answer is over.
+    _in_flight: Option<RequestGauge>,
+}
+
+#[derive(Debug)]
+enum Content {
+    Empty,
+    Text(Bytes),
+    Backend(Incoming),
+}
+
+impl Reply {
+    /// No body.
+    pub fn empty() -> Self {
+        Self::new(Content::Empty)
+    }
+
+    /// A short text.
+    pub fn text(text: String) -> Self {
+        Self::new(Content::Text(text.into()))
+    }
+
+    /// The body of a backend's answer.
+    pub fn backend(body: Incoming, in_flight: Option<RequestGauge>) -> Self {
+        Self { content: Content::Backend(body), answer: None, _in_flight: in_flight }
+    }
+
+    fn new(content: Content) -> Self {
+        Self { content, answer: None, _in_flight: None }
+    }
+
+    /// Ends `answer` when this body has gone out.
+    pub fn with_answer(mut self, answer: Answer) -> Self {
+        self.answer = Some(answer);
+        self
+    }
+}
+
+impl Body for Reply {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut self.content {
+            Content::Empty => Poll::Ready(None),
+            Content::Text(text) => {
+                let text = std::mem::take(text);
+                self.content = Content::Empty;
+                Poll::Ready(Some(Ok(Frame::data(text))))
+            }
+            Content::Backend(body) => {
+                Pin::new(body).poll_frame(context).map_err(|error| Box::new(error) as BodyError)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.content {
+            Content::Empty => true,
+            Content::Text(text) => text.is_empty(),
+            Content::Backend(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.content {
+            Content::Empty => SizeHint::with_exact(0),
+            Content::Text(text) => SizeHint::with_exact(text.len() as u64),
+            Content::Backend(body) => body.size_hint(),
+        }
+    }
+}
+
+/// What the sender of a request sees of its body, which hyper has.
+#[derive(Debug)]
+pub struct Progress {
+    /// When something of the request last went on.
+    last: Cell<Instant>,
+    broken: Cell<Option<Break>>,
+}
+
+/// Why a request body ended early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Break {
+    /// The client paused for too long.
+    TimedOut,
+    /// The client went away, or sent what is no body.
+    Broken,
+}
+
+impl Progress {
+    fn new() -> Rc<Self> {
+        Rc::new(Self { last: Cell::new(Instant::now()), broken: Cell::new(None) })
+    }
+
+    /// Why the body ended early, if it did.
+    pub fn broken(&self) -> Option<Break> {
+        self.broken.get()
+    }
+
+    /// Resolves when nothing of the request has gone on for so long. Cancel safe.
+    pub async fn stood_still(&self, limit: Duration) {
+        loop {
+            let until = self.last.get() + limit;
+            if until <= Instant::now() {
+                return;
+            }
+            tokio::time::sleep_until(until).await;
+        }
+    }
+}
+
+/// The body of a request on its way to a backend.
+#[derive(Debug)]
+pub enum RequestBody {
+    /// None.
+    Empty,
+    /// As it comes from the client.
+    Client(Box<ClientBody>),
+}
+
+/// A client's body, and how long is waited for it.
+#[derive(Debug)]
+pub struct ClientBody {
+    body: Incoming,
+    limit: Duration,
+    timer: Pin<Box<Sleep>>,
+    /// The timer runs for the next frame.
+    waiting: bool,
+    go_ahead: Option<GoAhead>,
+    progress: Rc<Progress>,
+}
+
+impl RequestBody {
+    /// The body of a client's request; `limit` is the longest pause between two of its reads.
+    /// With `go_ahead` it is not asked for before that was given: a client that sent
+    /// `Expect: 100-continue` is told to go on when its body is first read.
+    pub fn client(
+        body: Incoming,
+        limit: Duration,
+        go_ahead: Option<GoAhead>,
+    ) -> (Self, Rc<Progress>) {
+        let progress = Progress::new();
+        if body.is_end_stream() {
+            return (Self::Empty, progress);
+        }
+        let timer = Box::pin(sleep(if go_ahead.is_some() { CONTINUE_WAIT } else { limit }));
+        let waiting = false;
+        let shared = Rc::clone(&progress);
+        let client = ClientBody { body, limit, timer, waiting, go_ahead, progress: shared };
+        (Self::Client(Box::new(client)), progress)
+    }
+}
+
+impl ClientBody {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(go_ahead) = &self.go_ahead {
+            let waited = self.timer.as_mut().poll(context).is_ready();
+            if !waited && go_ahead.poll(context).is_pending() {
+                return Poll::Pending;
+            }
+            self.go_ahead = None;
+        }
+        match Pin::new(&mut self.body).poll_frame(context) {
+            Poll::Ready(Some(Err(error))) => {
+                self.progress.broken.set(Some(Break::Broken));
+                Poll::Ready(Some(Err(Box::new(error))))
+            }
+            Poll::Ready(frame) => {
+                self.waiting = false;
+                self.progress.last.set(Instant::now());
+                Poll::Ready(frame.map(|frame| frame.map_err(|error| Box::new(error) as BodyError)))
+            }
+            Poll::Pending => self.poll_timer(context),
+        }
+    }
+
+    fn poll_timer(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if !std::mem::replace(&mut self.waiting, true) {
+            self.timer.as_mut().reset(Instant::now() + self.limit);
+        }
+        if self.timer.as_mut().poll(context).is_pending() {
+            return Poll::Pending;
+        }
+        self.progress.broken.set(Some(Break::TimedOut));
+        Poll::Ready(Some(Err("the request body came too slowly".into())))
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut *self {
+            Self::Empty => Poll::Ready(None),
+            Self::Client(client) => client.poll(context),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Client(client) => client.body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Client(client) => client.body.size_hint(),
+        }
+    }
+}
+
+/// The backend's word that a client may send its body.
+#[derive(Clone, Debug, Default)]
+pub struct GoAhead(Arc<Mutex<(bool, Option<Waker>)>>);
+
+impl GoAhead {
+    /// Has it given by the backend's 100 to `request`.
+    pub fn on_continue<B>(&self, request: &mut http::Request<B>) {
+        let go_ahead = self.clone();
+        hyper::ext::on_informational(request, move |response| {
+            if response.status() == http::StatusCode::CONTINUE {
+                go_ahead.give();
+            }
+        });
+    }
+
+    fn give(&self) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.0 = true;
+        if let Some(waker) = state.1.take() {
+            waker.wake();
+        }
+    }
+
+    fn poll(&self, context: &Context<'_>) -> Poll<()> {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.0 {
+            return Poll::Ready(());
+        }
+        state.1 = Some(context.waker().clone());
+        Poll::Pending
+    }
+}

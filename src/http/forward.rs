@@ -1,0 +1,147 @@
+//! A plain request: to a backend and its answer back, byte by byte as they come.
+//!
+//! It goes where connections of its key are, over a connection that is kept, or a fresh one. It is
+//! sent again only where nothing of it was sent: because connecting failed, or because a kept
+//! connection had just been closed by the backend.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::{Request, Response, StatusCode, Version};
+use hyper::body::Incoming;
+
+use super::body::{Break, GoAhead, Progress, Reply, RequestBody};
+use super::head::RequestHead;
+use super::respond::Refused;
+use super::upstream::{self, Sender};
+use super::{Context, Route, headers};
+use crate::pool::{Backend, Choice, Stay};
+use crate::route::key::Key;
+
+/// Sends a plain request to a backend of its route and passes the answer on.
+///
+/// # Errors
+///
+/// The backend can't be reached, breaks off, or takes too long; or the client does.
+pub(super) async fn forward(
+    context: &Rc<Context>,
+    route: &Arc<Route>,
+    key: Option<&Key>,
+    head: RequestHead,
+    body: Incoming,
+) -> Result<Response<Reply>, Refused> {
+    let mut choice = match key {
+        Some(key) => route.pool.lookup(key.as_str())?,
+        None => route.pool.any()?,
+    };
+    let go_ahead = head.expects_continue().then(GoAhead::default);
+    let (body, progress) = RequestBody::client(body, route.settings.body_timeout, go_ahead.clone());
+    let mut exchange = Exchange { context, route, progress, go_ahead };
+    let (response, sender) = exchange.send(&mut choice, head, body).await?;
+    exchange.pass_on(response, sender, choice.backend())
+}
+
+struct Exchange<'a> {
+    context: &'a Rc<Context>,
+    route: &'a Arc<Route>,
+    progress: Rc<Progress>,
+    go_ahead: Option<GoAhead>,
+}
+
+impl Exchange<'_> {
+    /// Sends the request to the first backend that can be reached, and waits for its answer.
+    async fn send(
+        &mut self,
+        choice: &mut Choice,
+        mut head: RequestHead,
+        body: RequestBody,
+    ) -> Result<(Response<Incoming>, Sender), Refused> {
+        head.or_host(&choice.backend().address().to_string());
+        let mut request = head.request(body);
+        if let Some(go_ahead) = &self.go_ahead {
+            go_ahead.on_continue(&mut request);
+        }
+        loop {
+            let (mut sender, kept) = self.connect(choice).await?;
+            match self.attempt(&mut sender, request).await? {
+                Attempt::Answered(response) => return Ok((response, sender)),
+                // A kept connection was closed meanwhile; there are only so many of them.
+                Attempt::Unsent(unsent) if kept => request = *unsent,
+                Attempt::Unsent(_) => return Err(Refused::BrokeOff),
+            }
+        }
+    }
+
+    /// A connection to the chosen backend, or to the next one if it can't be reached; and whether
+    /// it is one that was kept.
+    async fn connect(&self, choice: &mut Choice) -> Result<(Sender, bool), Refused> {
+        loop {
+            let backend = Arc::clone(choice.backend());
+            if let Some(sender) = self.context.upstreams.take(&backend) {
+                return Ok((sender, true));
+            }
+            match upstream::connect(&self.route.pool, &backend, &self.context.tasks).await {
+                Ok(sender) => return Ok((sender, false)),
+                Err(error) => {
+                    self.context.note_connect_failure(&self.route.pool, &backend, &error);
+                    choice.go_on().map_err(|stay| match stay {
+                        Stay::Live | Stay::NoneLeft => Refused::Unreachable,
+                    })?;
+                }
+            }
+        }
+    }
+
+    async fn attempt(
+        &self,
+        sender: &mut Sender,
+        request: Request<RequestBody>,
+    ) -> Result<Attempt, Refused> {
+        let limit = self.route.settings.response_timeout;
+        let sent = tokio::select! {
+            sent = sender.try_send_request(request) => sent,
+            () = self.progress.stood_still(limit) => return Err(Refused::TimedOut),
+        };
+        match sent {
+            Ok(response) => Ok(Attempt::Answered(response)),
+            Err(mut error) => match (self.progress.broken(), error.take_message()) {
+                (Some(Break::TimedOut), _) => Err(Refused::BodyTimeout),
+                (Some(Break::Broken), _) => Err(Refused::BodyBroken),
+                (None, Some(request)) => Ok(Attempt::Unsent(Box::new(request))),
+                (None, None) => Err(Refused::BrokeOff),
+            },
+        }
+    }
+
+    fn pass_on(
+        &self,
+        response: Response<Incoming>,
+        sender: Sender,
+        backend: &Arc<Backend>,
+    ) -> Result<Response<Reply>, Refused> {
+        self.route.pool.traffic_passed(backend);
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return Err(Refused::BadAnswer("a 101 that was not asked for".to_owned()));
+        }
+        upstream::keep_when_idle(&self.context.upstreams, &self.context.tasks, backend, sender);
+        Ok(passed_on(response, backend))
+    }
+}
+
+/// What became of a request on one connection.
+enum Attempt {
+    Answered(Response<Incoming>),
+    /// Nothing of it was sent: it is as it was.
+    Unsent(Box<Request<RequestBody>>),
+}
+
+/// A backend's answer as its client may see it.
+pub(super) fn passed_on(response: Response<Incoming>, backend: &Arc<Backend>) -> Response<Reply> {
+    let (mut parts, body) = response.into_parts();
+    headers::remove_hop_by_hop(&mut parts.headers);
+    headers::strip_steadfast(&mut parts.headers);
+    parts.version = Version::HTTP_11;
+    parts.extensions.clear();
+    let body = Reply::backend(body, Some(backend.request()));
+    Response::from_parts(parts, body)
+}

@@ -1,0 +1,354 @@
+//! HTTP: one client connection, from its first head to its last answer.
+//!
+//! A connection comes from a listener, goes through the [`gate`] and is served by hyper. Each
+//! request is matched to its [`Route`] and key; then it is either [forwarded](forward) or, if it
+//! asks for a WebSocket, opened as a [`tunnel`], with which HTTP is over for this connection.
+//!
+//! All of that happens on one worker's thread, in one task per connection, over what the worker
+//! has for all of them: its [`Context`]. What workers share is in [`Shared`]; the routes and pools
+//! that a request sees are one [`Snapshot`], looked up once per request, so that nobody sees new
+//! routes with an old ring.
+
+pub mod body;
+mod forward;
+pub mod framing;
+pub mod gate;
+mod head;
+pub mod headers;
+mod respond;
+mod tunnel;
+mod upstream;
+
+use std::convert::Infallible;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use arc_swap::ArcSwap;
+use http::header::{HOST, HeaderValue};
+use http::{Method, Request, Response, Version};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tracing::{debug, warn};
+
+use self::body::Reply;
+use self::gate::{Gate, GateLimits, Turn};
+use self::head::RequestHead;
+use self::headers::ClientFacts;
+use self::respond::Refused;
+use self::tunnel::Handshake;
+use self::upstream::Upstreams;
+use crate::listen::{Admission, Listener, Load, Stream};
+use crate::observe::metrics::{Held, Metrics, RequestLabels};
+use crate::pool::{Backend, Pool, dial};
+use crate::route::key::{RequestFacts, find_key};
+use crate::route::{RouteSettings, Router};
+use crate::shutdown::Tasks;
+use crate::ws::clock::Ticks;
+use crate::ws::connection::Serial;
+use crate::ws::driver::RelayCounts;
+use crate::ws::frame::ReservedBits;
+use crate::ws::handshake;
+use crate::ws::relay::RelayLimits;
+use crate::ws::table::Table;
+
+/// A route with what it needs while it runs.
+#[derive(Debug)]
+pub struct Route {
+    /// What the config says of it.
+    pub settings: RouteSettings,
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its pool's name.
+    pub pool_name: Arc<str>,
+    /// Where its requests go.
+    pub pool: Arc<Pool>,
+    /// What its relays count.
+    pub counts: Arc<RelayCounts>,
+    live: AtomicUsize,
+}
+
+impl Route {
+    fn relay_limits(&self, reserved: ReservedBits) -> RelayLimits {
+        let policy = &self.settings.relay;
+        RelayLimits {
+            idle: Ticks::of_limit(policy.idle_timeout),
+            ping: Ticks::of_limit(policy.ping_interval),
+            max_message_bytes: policy.max_message,
+            reserved,
+        }
+    }
+}
+
+/// A WebSocket of a route, from before its handshake; counts towards `max_connections`.
+#[derive(Debug)]
+struct Live(Arc<Route>);
+
+impl Live {
+    /// `None` if the route is full.
+    fn of(route: &Arc<Route>) -> Option<Self> {
+        let limit = route.settings.max_connections;
+        let before = route.live.fetch_add(1, Ordering::Relaxed);
+        let live = Self(Arc::clone(route));
+        (limit == 0 || before < limit).then_some(live)
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.0.live.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The routes and pools of one config, seen together.
+#[derive(Debug)]
+pub struct Snapshot {
+    router: Router,
+    routes: Vec<Arc<Route>>,
+    pools: Vec<Arc<Pool>>,
+}
+
+impl Snapshot {
+    /// Puts routes to their pools. A route whose pool is missing is left out; a valid config has
+    /// none.
+    pub fn new(settings: &[RouteSettings], pools: Vec<Arc<Pool>>, metrics: &Metrics) -> Self {
+        let with_pool = settings.iter().filter_map(|settings| {
+            let pool = pools.iter().find(|pool| pool.name() == settings.pool)?;
+            Some(Arc::new(Route {
+                name: settings.name.as_str().into(),
+                pool_name: settings.pool.as_str().into(),
+                pool: Arc::clone(pool),
+                counts: metrics.relay_counts(&settings.name),
+                live: AtomicUsize::new(0),
+                settings: settings.clone(),
+            }))
+        });
+        let routes: Vec<Arc<Route>> = with_pool.collect();
+        let router = Router::new(routes.iter().map(|route| &route.settings));
+        Self { router, routes, pools }
+    }
+
+    /// The route of a request; `None` if no route is for it.
+    pub fn route(
+        &self,
+        listener: Option<&str>,
+        host: Option<&str>,
+        path: &str,
+    ) -> Option<&Arc<Route>> {
+        self.routes.get(self.router.find(listener, host, path)?)
+    }
+
+    /// All pools.
+    pub fn pools(&self) -> &[Arc<Pool>] {
+        &self.pools
+    }
+}
+
+/// What all workers of one proxy share.
+#[derive(Debug)]
+pub struct Shared {
+    /// Names the proxy in the fleet; new at each start, has no dot.
+    pub proxy_id: Arc<str>,
+    /// The routes and pools in force.
+    pub snapshot: ArcSwap<Snapshot>,
+    /// All counters.
+    pub metrics: Arc<Metrics>,
+    /// When a failure to accept was last complained of, in Unix seconds.
+    complained: AtomicI64,
+}
+
+impl Shared {
+    /// Puts together what workers share.
+    pub fn new(proxy_id: Arc<str>, snapshot: Snapshot, metrics: Arc<Metrics>) -> Self {
+        let snapshot = ArcSwap::from_pointee(snapshot);
+        Self { proxy_id, snapshot, metrics, complained: AtomicI64::new(0) }
+    }
+
+    /// The fleet-wide id of a connection of this proxy.
+    pub fn connection_id(&self, serial: Serial) -> String {
+        format!("{}.{serial}", self.proxy_id)
+    }
+
+    /// Says that a listener can't accept, at most once a second.
+    pub fn complain_of_accept(&self, listener: &str, error: &io::Error) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+        let now = i64::try_from(now).unwrap_or(i64::MAX);
+        if self.complained.swap(now, Ordering::Relaxed) != now {
+            warn!(listener, %error, "can't accept connections; is the limit of open files too low?");
+        }
+    }
+}
+
+/// A client connection that was accepted; counts as long as this lives.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The other end; an IPv4 address within IPv6 is IPv4 here.
+    pub peer: SocketAddr,
+    /// Where it came in.
+    pub listener: Arc<Listener>,
+    /// Its worker has it.
+    pub load: Load,
+    /// The listener has admitted it.
+    pub admission: Admission,
+    /// It is shown as open.
+    pub gauge: Held,
+}
+
+/// What one worker has for all its connections.
+pub struct Context {
+    /// What it shares with the other workers.
+    pub shared: Arc<Shared>,
+    /// Its WebSocket connections.
+    pub table: Rc<Table>,
+    /// Its tasks.
+    pub tasks: Tasks,
+    /// Its idle connections to backends.
+    pub upstreams: Rc<Upstreams>,
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Context").field("tasks", &self.tasks).finish_non_exhaustive()
+    }
+}
+
+impl Context {
+    /// The context of a worker that has no connection yet.
+    pub fn new(shared: Arc<Shared>, table: Rc<Table>, tasks: Tasks) -> Self {
+        Self { shared, table, tasks, upstreams: Rc::default() }
+    }
+
+    /// Serves a client connection in a task of its own, to its end.
+    pub fn serve(self: &Rc<Self>, stream: TcpStream, accepted: Accepted) {
+        let context = Rc::clone(self);
+        self.tasks.spawn(context.connection(Stream::Tcp(stream), Rc::new(accepted)));
+    }
+
+    async fn connection(self: Rc<Self>, stream: Stream, accepted: Rc<Accepted>) {
+        let turn = Turn::default();
+        let settings = &accepted.listener.settings;
+        let limits = GateLimits::from(settings);
+        let metrics = Arc::clone(&self.shared.metrics);
+        let gate = Gate::new(stream, limits, turn.clone(), metrics);
+        let mut http = hyper::server::conn::http1::Builder::new();
+        // The gate is the limit; hyper's own must not be lower. It takes 8 KiB at the least.
+        http.max_buf_size((settings.head_bytes * 2).max(16 * 1024)).max_headers(settings.headers);
+        let stopping = self.tasks.stopping();
+        let service = service_fn(|request| self.answer(&accepted, &turn, request));
+        let mut connection =
+            pin!(http.serve_connection(TokioIo::new(gate), service).with_upgrades());
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = stopping => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            debug!(peer = %accepted.peer, %error, "a client connection ended early");
+        }
+    }
+
+    async fn answer(
+        self: &Rc<Self>,
+        accepted: &Rc<Accepted>,
+        turn: &Turn,
+        request: Request<Incoming>,
+    ) -> Result<Response<Reply>, Infallible> {
+        let answer = turn.answer();
+        let mut route_name: Arc<str> = Arc::from("");
+        let metrics = &self.shared.metrics;
+        let answered = Box::pin(self.respond(accepted, request, &mut route_name)).await;
+        let response = answered.unwrap_or_else(|refused| {
+            metrics.refuse(&route_name, refused.label());
+            debug!(peer = %accepted.peer, route = %route_name, reason = refused.label(), "refused: {refused}");
+            refused.response()
+        });
+        let labels =
+            RequestLabels { route: route_name.to_string(), code: response.status().as_u16() };
+        metrics.requests.get_or_create(&labels).inc();
+        Ok(response.map(|body| body.with_answer(answer)))
+    }
+
+    async fn respond(
+        self: &Rc<Self>,
+        accepted: &Rc<Accepted>,
+        mut request: Request<Incoming>,
+        route_name: &mut Arc<str>,
+    ) -> Result<Response<Reply>, Refused> {
+        let upgrade = hyper::upgrade::on(&mut request);
+        let (parts, body) = request.into_parts();
+        if parts.method == Method::CONNECT {
+            return Err(Refused::Connect);
+        }
+        let host = host_of(&parts)?;
+        let settings = &accepted.listener.settings;
+        let route = {
+            let snapshot = self.shared.snapshot.load();
+            let host = host.as_ref().and_then(|host| host.to_str().ok());
+            let found = snapshot.route(settings.name.as_deref(), host, parts.uri.path());
+            Arc::clone(found.ok_or(Refused::NoRoute)?)
+        };
+        *route_name = Arc::clone(&route.name);
+        let peer = accepted.peer.ip();
+        let client = headers::client_address(peer, &settings.trusted, &parts.headers);
+        let facts = RequestFacts {
+            path: parts.uri.path(),
+            query: parts.uri.query(),
+            headers: &parts.headers,
+            client,
+        };
+        let key = find_key(&route.settings.key, &facts)?.map(|found| found.key);
+        let is_handshake = handshake::is_handshake(&parts.headers);
+        if is_handshake {
+            handshake::check_request(&parts.method, parts.version, &parts.headers)?;
+        }
+        let facts = ClientFacts {
+            peer,
+            trusted: headers::is_trusted(peer, &settings.trusted),
+            https: false,
+            local_port: accepted.listener.address.port(),
+        };
+        let head = RequestHead::new(parts, host, &facts);
+        if is_handshake {
+            let accepted = Rc::clone(accepted);
+            let handshake = Handshake { head, key, client, upgrade, accepted };
+            return tunnel::open(self, &route, handshake).await;
+        }
+        forward::forward(self, &route, key.as_ref(), head, body).await
+    }
+
+    /// A connect that failed: of the backend, or of our own.
+    fn note_connect_failure(&self, pool: &Pool, backend: &Backend, error: &io::Error) {
+        if dial::is_own_failure(error) {
+            self.shared.metrics.own_failures.inc();
+            warn!(pool = pool.name(), backend = backend.id(), %error, "can't connect: out of ports or descriptors");
+        } else {
+            debug!(pool = pool.name(), backend = backend.id(), %error, "can't connect");
+        }
+    }
+}
+
+/// The host of a request (RFC 9112 section 3.2): an absolute-form target has its own. HTTP/1.0
+/// may go without.
+fn host_of(parts: &http::request::Parts) -> Result<Option<HeaderValue>, Refused> {
+    let mut hosts = parts.headers.get_all(HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() || (host.is_none() && parts.version == Version::HTTP_11) {
+        return Err(Refused::Host);
+    }
+    match parts.uri.authority() {
+        Some(authority) => {
+            let name = authority.as_str().rsplit('@').next().unwrap_or_default();
+            HeaderValue::from_str(name).map(Some).map_err(|_| Refused::Host)
+        }
+        None => Ok(host.cloned()),
+    }
+}

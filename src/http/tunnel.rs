@@ -1,0 +1,341 @@
+//! A WebSocket handshake: with the client, with a backend, and then the relay.
+//!
+//! The client's handshake is checked, the backend's is made with the client's own key, and its
+//! 101 is believed only if it answers to that key (RFC 6455 sections 4.2 and 4.1). Any other
+//! answer reaches the client as it is. After both have said 101 the HTTP machinery is dropped: the
+//! two sockets, and what was read ahead from either, go to a [`Driver`] in a task of its own, so
+//! that nothing of the handshake is kept as long as the connection lives.
+//!
+//! Whose turn it is to choose a backend, [`pool`](crate::pool) says: a key is placed from before
+//! its handshake goes out to the end of the relay.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use http::header::{CONNECTION, HeaderValue, ORIGIN, UPGRADE};
+use http::{HeaderMap, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tracing::debug;
+
+use super::body::{Reply, RequestBody};
+use super::forward::passed_on;
+use super::gate::Gate;
+use super::head::RequestHead;
+use super::respond::Refused;
+use super::{Accepted, Context, Live, Route, headers, upstream};
+use crate::listen::Stream;
+use crate::observe::metrics::{ConnectionLabels, Held};
+use crate::pool::backend::ConnectionGauge;
+use crate::pool::{Backend, Choice, Moved, Placement, Pool, Stay};
+use crate::route::key::Key;
+use crate::ws::close::CloseReason;
+use crate::ws::connection::Facts;
+use crate::ws::driver::{Driver, Ended, Nonce};
+use crate::ws::frame::ReservedBits;
+use crate::ws::handshake;
+use crate::ws::relay::Direction;
+use crate::ws::table::Entry;
+
+/// How often a handshake begins anew because its key went elsewhere meanwhile.
+const MOVES: usize = 3;
+
+/// What a client's handshake brings along.
+pub(super) struct Handshake {
+    /// Its head, cleaned, not yet made a handshake.
+    pub(super) head: RequestHead,
+    /// Its key.
+    pub(super) key: Option<Key>,
+    /// The address of its client.
+    pub(super) client: std::net::IpAddr,
+    /// Resolves to the client's stream once it has its 101.
+    pub(super) upgrade: OnUpgrade,
+    /// The socket's guards.
+    pub(super) accepted: Rc<Accepted>,
+}
+
+/// Makes the handshake with a backend, and has the relay begin once the client has its 101.
+///
+/// # Errors
+///
+/// The route is full or wants another origin; no backend is in service, can be reached, answers
+/// in time or with a valid answer.
+pub(super) async fn open(
+    context: &Rc<Context>,
+    route: &Arc<Route>,
+    handshake: Handshake,
+) -> Result<Response<Reply>, Refused> {
+    let began = Instant::now();
+    check_origin(route, handshake.head.headers())?;
+    let live = Live::of(route).ok_or(Refused::RouteFull)?;
+    let target = Target::new(&route.pool, handshake.key.as_ref())?;
+    let entry = context.table.enter(Facts {
+        route: Arc::clone(&route.name),
+        pool: Arc::clone(&route.pool_name),
+        key: target.key(),
+        client: handshake.client,
+        since: SystemTime::now(),
+    });
+    let id = context.shared.connection_id(entry.connection().serial);
+    let head = handshake.head.into_handshake(&id, handshake.key.as_ref());
+    let mut opening = Opening { context, route, target, head };
+    let (upstream, answer) = match opening.shake_hands().await? {
+        Answer::Refusal(response) => return Ok(response),
+        Answer::Switched(upstream, answer) => (upstream, answer),
+    };
+    entry.connection().set_backend(upstream.backend.id().into());
+    context.shared.metrics.shook_hands(&route.name, began.elapsed());
+    let tunnel = Tunnel {
+        context: Rc::clone(context),
+        route: Arc::clone(route),
+        id,
+        upstream,
+        entry,
+        _guards: (live, opening.target, handshake.accepted),
+    };
+    context.tasks.spawn(tunnel.run(handshake.upgrade));
+    Ok(answer)
+}
+
+/// A browser tells from which site a script connects; others say nothing (RFC 6455 section 10.2).
+fn check_origin(route: &Route, headers: &HeaderMap) -> Result<(), Refused> {
+    let allowed = &route.settings.allowed_origins;
+    let Some(origin) = headers.get(ORIGIN) else { return Ok(()) };
+    let fits = |one: &String| one.as_bytes().eq_ignore_ascii_case(origin.as_bytes());
+    if allowed.is_empty() || allowed.iter().any(fits) { Ok(()) } else { Err(Refused::Origin) }
+}
+
+/// Where a connection goes: with a key, to a place that it holds.
+enum Target {
+    Placed(Placement),
+    Anywhere(Choice),
+}
+
+impl Target {
+    fn new(pool: &Arc<Pool>, key: Option<&Key>) -> Result<Self, Refused> {
+        Ok(match key {
+            Some(key) => Self::Placed(pool.place(key.as_str())?),
+            None => Self::Anywhere(pool.any()?),
+        })
+    }
+
+    fn key(&self) -> Option<Arc<str>> {
+        match self {
+            Self::Placed(placement) => Some(Arc::clone(placement.key())),
+            Self::Anywhere(_) => None,
+        }
+    }
+
+    fn backend(&self) -> &Arc<Backend> {
+        match self {
+            Self::Placed(placement) => placement.backend(),
+            Self::Anywhere(choice) => choice.backend(),
+        }
+    }
+
+    fn next(&mut self) -> Result<(), Stay> {
+        match self {
+            Self::Placed(placement) => placement.go_on(),
+            Self::Anywhere(choice) => choice.go_on(),
+        }
+    }
+
+    fn establish(&mut self) -> Result<(), Moved> {
+        match self {
+            Self::Placed(placement) => placement.establish(),
+            Self::Anywhere(_) => Ok(()),
+        }
+    }
+}
+
+/// A backend's side of a WebSocket that is open.
+struct Upstream {
+    backend: Arc<Backend>,
+    stream: Stream,
+    read_ahead: Vec<u8>,
+    reserved: ReservedBits,
+    _counted: ConnectionGauge,
+}
+
+/// What a backend says to a handshake.
+enum Answer {
+    /// Anything but a 101.
+    Refusal(Response<Reply>),
+    /// A valid 101, and what the client is to be told.
+    Switched(Upstream, Response<Reply>),
+}
+
+struct Opening<'a> {
+    context: &'a Rc<Context>,
+    route: &'a Arc<Route>,
+    target: Target,
+    head: RequestHead,
+}
+
+impl Opening<'_> {
+    /// Finds a backend that answers, and holds the place of the key there.
+    async fn shake_hands(&mut self) -> Result<Answer, Refused> {
+        for _ in 0..MOVES {
+            let sender = self.connect().await?;
+            let answer = self.ask(sender).await?;
+            if let Answer::Refusal(_) = answer {
+                return Ok(answer);
+            }
+            match self.target.establish() {
+                Ok(()) => return Ok(answer),
+                Err(Moved::Elsewhere) => {}
+                Err(Moved::Nowhere) => return Err(Refused::NoBackend),
+            }
+        }
+        Err(Refused::NoBackend)
+    }
+
+    async fn connect(&mut self) -> Result<upstream::Sender, Refused> {
+        loop {
+            let backend = Arc::clone(self.target.backend());
+            match upstream::connect(&self.route.pool, &backend, &self.context.tasks).await {
+                Ok(sender) => return Ok(sender),
+                Err(error) => {
+                    self.context.note_connect_failure(&self.route.pool, &backend, &error);
+                    self.target.next().map_err(|stay| match stay {
+                        Stay::Live | Stay::NoneLeft => Refused::Unreachable,
+                    })?;
+                }
+            }
+        }
+    }
+
+    /// Sends the handshake and waits for the answer. All but an answer counts as a failure of the
+    /// backend.
+    async fn ask(&self, mut sender: upstream::Sender) -> Result<Answer, Refused> {
+        let backend = Arc::clone(self.target.backend());
+        let limit = self.route.pool.settings().handshake_timeout;
+        let request = self.head.request(RequestBody::Empty);
+        let answered = tokio::time::timeout(limit, sender.send_request(request)).await;
+        let outcome = match answered {
+            Err(_) => Err(Refused::TimedOut),
+            Ok(Err(_)) => Err(Refused::BrokeOff),
+            Ok(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                self.switch(response, &backend).await
+            }
+            Ok(Ok(response)) => Ok(Answer::Refusal(passed_on(response, &backend))),
+        };
+        match &outcome {
+            Ok(_) => self.route.pool.traffic_passed(&backend),
+            Err(refused) => self.route.pool.traffic_failed(&backend, refused, Instant::now()),
+        }
+        outcome
+    }
+
+    async fn switch(
+        &self,
+        mut response: Response<Incoming>,
+        backend: &Arc<Backend>,
+    ) -> Result<Answer, Refused> {
+        let negotiated = handshake::check_response(response.headers(), self.head.headers())
+            .map_err(|error| Refused::BadAnswer(error.to_string()))?;
+        let upgraded = hyper::upgrade::on(&mut response).await;
+        let parts = upgraded
+            .map_err(|_| Refused::BrokeOff)?
+            .downcast::<TokioIo<Stream>>()
+            .map_err(|_| Refused::BadAnswer("its stream is not ours".to_owned()))?;
+        let upstream = Upstream {
+            backend: Arc::clone(backend),
+            stream: parts.io.into_inner(),
+            read_ahead: parts.read_buf.to_vec(),
+            reserved: negotiated.reserved,
+            _counted: backend.connection(),
+        };
+        Ok(Answer::Switched(upstream, switching(response.headers())))
+    }
+}
+
+/// The 101 for the client: the backend's, with the hop between us and the client said anew.
+fn switching(of_backend: &HeaderMap) -> Response<Reply> {
+    let mut response = Response::new(Reply::empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let answer = response.headers_mut();
+    *answer = of_backend.clone();
+    headers::remove_hop_by_hop(answer);
+    headers::strip_steadfast(answer);
+    answer.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    answer.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    response
+}
+
+/// All that a relay needs and holds.
+struct Tunnel {
+    context: Rc<Context>,
+    route: Arc<Route>,
+    id: String,
+    upstream: Upstream,
+    entry: Entry,
+    _guards: (Live, Target, Rc<Accepted>),
+}
+
+impl Tunnel {
+    async fn run(self, upgrade: OnUpgrade) {
+        let Self { context, route, id, upstream, entry, _guards } = self;
+        let client = upgrade.await.ok().and_then(|upgraded| {
+            let parts = upgraded.downcast::<TokioIo<Gate>>().ok()?;
+            let (stream, behind) = parts.io.into_inner().into_parts();
+            // hyper took from the gate what came first.
+            Some((stream, [&parts.read_buf[..], &behind].concat()))
+        });
+        let Some(client) = client else {
+            // Gone before it had its 101.
+            return context.shared.metrics.closed(&route.name, CloseReason::ClientReset, false);
+        };
+        let labels = ConnectionLabels {
+            route: route.name.to_string(),
+            pool: route.pool_name.to_string(),
+            backend: upstream.backend.id().to_owned(),
+        };
+        let metrics = &context.shared.metrics;
+        metrics.connections_opened.get_or_create(&labels).inc();
+        let held = Held::new(metrics.connections.get_or_create_owned(&labels));
+        drop(labels);
+        debug!(connection = id, backend = upstream.backend.id(), "opened");
+        let Upstream { backend, stream, read_ahead, reserved, _counted } = upstream;
+        let driver = Driver::new(
+            entry,
+            route.relay_limits(reserved),
+            client,
+            (stream, read_ahead),
+            Arc::clone(&route.counts),
+            nonce(),
+        );
+        let ended = driver.await;
+        drop(held);
+        ended_relay(&context, &route, &id, &backend, &ended);
+    }
+}
+
+fn nonce() -> Nonce {
+    Nonce { ping: crate::random::bytes(), mask: crate::random::bytes() }
+}
+
+/// The one place that says how a connection ended.
+fn ended_relay(context: &Context, route: &Route, id: &str, backend: &Backend, ended: &Ended) {
+    let Ended { reason, cut, entry } = ended;
+    context.shared.metrics.closed(&route.name, *reason, *cut);
+    let connection = entry.connection();
+    let (messages_from_client, bytes_from_client) = connection.counts(Direction::FromClient);
+    let (messages_from_backend, bytes_from_backend) = connection.counts(Direction::FromBackend);
+    debug!(
+        connection = id,
+        route = %route.name,
+        backend = backend.id(),
+        by = reason.by().label(),
+        reason = reason.label(),
+        code = reason.code(),
+        cut,
+        messages_from_client,
+        bytes_from_client,
+        messages_from_backend,
+        bytes_from_backend,
+        "closed: {reason}",
+    );
+}

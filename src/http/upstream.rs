@@ -1,0 +1,134 @@
+//! Connections to backends: opened, used for one message at a time, kept for a while.
+//!
+//! Plain requests share them; a handshake has one of its own, which then becomes the upstream of
+//! a WebSocket. Idle ones are kept for a time that is shorter than the keep-alive of common
+//! servers, so that a request seldom meets one that is just being closed.
+
+use std::cell::RefCell;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use tracing::debug;
+
+use super::body::RequestBody;
+use crate::listen::Stream;
+use crate::pool::{Backend, Pool, dial};
+use crate::shutdown::Tasks;
+
+/// How long an idle connection is kept. Node closes its own after 5 s.
+const KEPT: Duration = Duration::from_secs(4);
+/// Idle connections of one worker to one backend; more are closed after their answer.
+const KEPT_PER_BACKEND: usize = 64;
+/// The largest head of an answer, and what hyper may read ahead of a body.
+const BUFFER_BYTES: usize = 64 * 1024;
+
+/// A connection to a backend on which one message can be sent after the other.
+pub(super) type Sender = SendRequest<RequestBody>;
+
+/// The idle connections of one worker.
+#[derive(Debug, Default)]
+pub struct Upstreams {
+    idle: RefCell<Vec<Idle>>,
+}
+
+/// The idle connections to one backend, the freshest last.
+#[derive(Debug)]
+struct Idle {
+    backend: Arc<Backend>,
+    senders: Vec<(Sender, Instant)>,
+}
+
+impl Upstreams {
+    /// Takes an idle connection to a backend, if there is one that is still open.
+    pub(super) fn take(&self, backend: &Arc<Backend>) -> Option<Sender> {
+        let mut idle = self.idle.borrow_mut();
+        let of_backend = idle.iter_mut().find(|idle| Arc::ptr_eq(&idle.backend, backend))?;
+        while let Some((sender, since)) = of_backend.senders.pop() {
+            if since.elapsed() < KEPT && sender.is_ready() {
+                return Some(sender);
+            }
+        }
+        None
+    }
+
+    /// Keeps a connection that is idle now.
+    fn keep(&self, backend: &Arc<Backend>, sender: Sender) {
+        let mut idle = self.idle.borrow_mut();
+        let kept = (sender, Instant::now());
+        match idle.iter_mut().find(|idle| Arc::ptr_eq(&idle.backend, backend)) {
+            Some(of_backend) if of_backend.senders.len() < KEPT_PER_BACKEND => {
+                of_backend.senders.push(kept);
+            }
+            Some(_) => {}
+            None => idle.push(Idle { backend: Arc::clone(backend), senders: vec![kept] }),
+        }
+    }
+
+    /// Closes what has been idle for too long.
+    pub fn expire(&self) {
+        self.idle.borrow_mut().retain_mut(|idle| {
+            idle.senders.retain(|(sender, since)| since.elapsed() < KEPT && !sender.is_closed());
+            !idle.senders.is_empty()
+        });
+    }
+
+    /// Closes all that is idle.
+    pub fn close(&self) {
+        self.idle.borrow_mut().clear();
+    }
+}
+
+/// Keeps a connection for the next request once this one's answer is over.
+pub(super) fn keep_when_idle(
+    upstreams: &Rc<Upstreams>,
+    tasks: &Tasks,
+    backend: &Arc<Backend>,
+    mut sender: Sender,
+) {
+    let upstreams = Rc::clone(upstreams);
+    let backend = Arc::clone(backend);
+    let stopping = tasks.clone();
+    tasks.spawn(async move {
+        // An error: the backend closed it, or its answer was not read to the end.
+        if sender.ready().await.is_ok() && !stopping.is_stopping() {
+            upstreams.keep(&backend, sender);
+        }
+    });
+}
+
+/// Opens a connection to a backend. Failures are reported to the pool, unless they are our own.
+///
+/// # Errors
+///
+/// The backend can't be reached within the pool's `connect_timeout`, or this machine has no port
+/// or descriptor left.
+pub(super) async fn connect(
+    pool: &Arc<Pool>,
+    backend: &Arc<Backend>,
+    tasks: &Tasks,
+) -> io::Result<Sender> {
+    let settings = pool.settings();
+    let address = backend.address();
+    let connected = dial::connect(&address, settings.connect_timeout, settings.keepalive).await;
+    let stream = connected.inspect_err(|error| {
+        if !dial::is_own_failure(error) {
+            pool.traffic_failed(backend, error, Instant::now());
+        }
+    })?;
+    let (sender, connection) = http1::Builder::new()
+        .max_buf_size(BUFFER_BYTES)
+        .handshake(TokioIo::new(Stream::Tcp(stream)))
+        .await
+        .map_err(io::Error::other)?;
+    let id = backend.id().to_owned();
+    tasks.spawn(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            debug!(backend = id, %error, "a connection to a backend ended");
+        }
+    });
+    Ok(sender)
+}

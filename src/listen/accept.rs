@@ -1,0 +1,175 @@
+//! Binds listeners and takes connections from them.
+//!
+//! One listening socket per listener, shared by all workers: each worker waits on a duplicate of
+//! it, and the kernel's one queue outlives any of them. Who accepts a connection is chance; a
+//! worker that then has more than its share passes it on to the least loaded before anything is
+//! read from it, so that live connections stay balanced, also when many end on one worker.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::TcpStream;
+
+use super::{Limits, ListenerSettings};
+
+/// Connections that the kernel may hold for us; its own `somaxconn` may be lower.
+const BACKLOG: i32 = 8192;
+
+/// A listener that is bound, shared by all workers.
+#[derive(Debug)]
+pub struct Listener {
+    /// What the config says of it.
+    pub settings: ListenerSettings,
+    /// Where it really listens: with the port that it got.
+    pub address: SocketAddr,
+    /// How it is called in logs and metrics: its name, or its address where it has none.
+    pub label: Arc<str>,
+    /// Who is connected through it.
+    pub limits: Limits,
+    socket: TcpListener,
+}
+
+impl Listener {
+    /// Binds the listener's address.
+    ///
+    /// # Errors
+    ///
+    /// The address is taken, not this machine's, or not allowed.
+    pub fn bind(settings: ListenerSettings) -> io::Result<Self> {
+        let socket =
+            Socket::new(Domain::for_address(settings.bind), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        if settings.bind.is_ipv6() {
+            // An address means itself: "[::]" takes IPv4 too only where it is not bound as well.
+            socket.set_only_v6(!settings.bind.ip().is_unspecified())?;
+        }
+        socket.set_nonblocking(true)?;
+        socket.bind(&settings.bind.into())?;
+        socket.listen(BACKLOG)?;
+        let socket = TcpListener::from(socket);
+        let address = socket.local_addr()?;
+        let label = settings.name.clone().unwrap_or_else(|| address.to_string()).into();
+        let limits = Limits::new(settings.connections, settings.connections_per_ip);
+        Ok(Self { settings, address, label, limits, socket })
+    }
+
+    /// Another handle of the one listening socket, for a worker to wait on.
+    ///
+    /// # Errors
+    ///
+    /// No descriptor is left, or it can't be registered with the runtime.
+    pub fn handle(&self) -> io::Result<tokio::net::TcpListener> {
+        tokio::net::TcpListener::from_std(self.socket.try_clone()?)
+    }
+}
+
+/// Sets what every client connection needs: no delay of small writes, and an end of silent
+/// peers within `keepalive`.
+///
+/// # Errors
+///
+/// The connection is gone already.
+pub fn prepare(stream: &TcpStream, keepalive: Duration) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    let probes = 3;
+    let interval = (keepalive / (probes + 1)).max(Duration::from_secs(1));
+    let setting =
+        TcpKeepalive::new().with_time(interval).with_interval(interval).with_retries(probes);
+    socket.set_tcp_keepalive(&setting)?;
+    socket.set_tcp_user_timeout(Some(keepalive))
+}
+
+/// The address of a peer: one that is IPv4 within IPv6 counts as IPv4.
+pub fn canonical(address: IpAddr) -> IpAddr {
+    address.to_canonical()
+}
+
+/// The live client connections of each worker, by its index.
+#[derive(Debug)]
+pub struct Loads(Box<[AtomicUsize]>);
+
+impl Loads {
+    /// No connections on any of so many workers.
+    pub fn new(workers: usize) -> Self {
+        Self((0..workers).map(|_| AtomicUsize::new(0)).collect())
+    }
+
+    /// Which worker a connection that `accepter` has taken belongs to.
+    ///
+    /// Itself, unless it has more than the least loaded by over a part in 32: with few connections
+    /// the balance is exact, with many a difference that does not matter saves the way.
+    pub fn choose(&self, accepter: usize) -> usize {
+        let mine = self.of(accepter);
+        let (least, load) = self.least();
+        if mine > load + load / 32 { least } else { accepter }
+    }
+
+    /// Counts a connection of a worker until the guard is dropped.
+    pub fn hold(self: &Arc<Self>, worker: usize) -> Load {
+        self.0[worker].fetch_add(1, Ordering::Relaxed);
+        Load { loads: Arc::clone(self), worker }
+    }
+
+    /// The connections of a worker.
+    pub fn of(&self, worker: usize) -> usize {
+        self.0[worker].load(Ordering::Relaxed)
+    }
+
+    /// How many workers there are.
+    pub fn workers(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The least loaded worker and its load.
+    pub fn least(&self) -> (usize, usize) {
+        let loads = (0..self.workers()).map(|worker| (self.of(worker), worker));
+        loads.min().map_or((0, 0), |(load, worker)| (worker, load))
+    }
+
+    /// The load of the most loaded worker.
+    pub fn most(&self) -> usize {
+        (0..self.workers()).map(|worker| self.of(worker)).max().unwrap_or(0)
+    }
+}
+
+/// A client connection that counts on its worker; dropping it takes it off.
+#[derive(Debug)]
+pub struct Load {
+    loads: Arc<Loads>,
+    worker: usize,
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.loads.0[self.worker].fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_connections_are_spread_exactly() {
+        let loads = Arc::new(Loads::new(3));
+        let held: Vec<Load> = (0..30).map(|_| loads.hold(loads.choose(0))).collect();
+        assert_eq!([loads.of(0), loads.of(1), loads.of(2)], [10, 10, 10]);
+        drop(held);
+        assert_eq!(loads.most(), 0);
+    }
+
+    #[test]
+    fn a_small_difference_among_many_is_left() {
+        let loads = Arc::new(Loads::new(2));
+        let _many: Vec<Load> = (0..1000).map(|_| loads.hold(1)).collect();
+        let _more: Vec<Load> = (0..1030).map(|_| loads.hold(0)).collect();
+        assert_eq!(loads.choose(0), 0);
+        let _most: Vec<Load> = (0..2).map(|_| loads.hold(0)).collect();
+        assert_eq!(loads.choose(0), 1);
+    }
+}

@@ -1,0 +1,130 @@
+//! How many client connections a listener may have, in all and of one address.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The counts of one listener, and what they may not exceed.
+///
+/// One short lock per connection begun and ended; with no limit per address there is no table.
+#[derive(Debug)]
+pub struct Limits {
+    connections: usize,
+    per_address: usize,
+    counts: Arc<Mutex<Counts>>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    all: usize,
+    /// Never an entry of 0, so it holds no more addresses than there are connections.
+    by_address: HashMap<IpAddr, usize>,
+}
+
+/// Why a connection was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OverLimit {
+    /// `limits.connections` are open.
+    Connections,
+    /// `limits.connections_per_ip` of this address are open.
+    PerAddress,
+}
+
+impl OverLimit {
+    /// As it stands in a metric label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Connections => "listener_connections",
+            Self::PerAddress => "connections_per_ip",
+        }
+    }
+}
+
+impl Limits {
+    /// Limits of so many connections in all and of one address; 0: no limit.
+    pub fn new(connections: usize, per_address: usize) -> Self {
+        Self { connections, per_address, counts: Arc::default() }
+    }
+
+    /// Counts a connection of `address` until the guard is dropped.
+    ///
+    /// # Errors
+    ///
+    /// A limit is reached: the connection is to be closed.
+    pub fn admit(&self, address: IpAddr) -> Result<Admission, OverLimit> {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.connections != 0 && counts.all >= self.connections {
+            return Err(OverLimit::Connections);
+        }
+        let address = (self.per_address != 0).then_some(address);
+        if let Some(address) = address {
+            let count = counts.by_address.entry(address).or_insert(0);
+            if *count >= self.per_address {
+                return Err(OverLimit::PerAddress);
+            }
+            *count += 1;
+        }
+        counts.all += 1;
+        Ok(Admission { counts: Arc::clone(&self.counts), address })
+    }
+}
+
+/// A connection that counts; dropping it takes it off.
+#[derive(Debug)]
+pub struct Admission {
+    counts: Arc<Mutex<Counts>>,
+    address: Option<IpAddr>,
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.all -= 1;
+        if let Some(address) = self.address
+            && let Some(count) = counts.by_address.get_mut(&address)
+        {
+            *count -= 1;
+            if *count == 0 {
+                counts.by_address.remove(&address);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    fn address(last: u8) -> IpAddr {
+        Ipv4Addr::new(127, 0, 0, last).into()
+    }
+
+    #[test]
+    fn each_limit_holds_and_is_given_back() {
+        let limits = Limits::new(3, 2);
+        let first = limits.admit(address(1)).unwrap();
+        let _second = limits.admit(address(1)).unwrap();
+        assert_eq!(limits.admit(address(1)).unwrap_err(), OverLimit::PerAddress);
+        let _third = limits.admit(address(2)).unwrap();
+        assert_eq!(limits.admit(address(2)).unwrap_err(), OverLimit::Connections);
+        drop(first);
+        assert!(limits.admit(address(1)).is_ok());
+    }
+
+    #[test]
+    fn zero_is_no_limit_and_keeps_no_addresses() {
+        let limits = Limits::new(0, 0);
+        let _held: Vec<Admission> = (0..50).map(|_| limits.admit(address(1)).unwrap()).collect();
+        assert!(limits.counts.lock().unwrap().by_address.is_empty());
+    }
+
+    #[test]
+    fn an_address_over_its_limit_leaves_no_trace() {
+        let limits = Limits::new(0, 1);
+        drop(limits.admit(address(1)).unwrap());
+        assert!(limits.counts.lock().unwrap().by_address.is_empty());
+        assert_eq!(limits.counts.lock().unwrap().all, 0);
+    }
+}

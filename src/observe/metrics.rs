@@ -1,0 +1,519 @@
+//! Every metric, once: its name, its unit and its meaning.
+//!
+//! A [`Metrics`] belongs to one proxy; nothing is a process global. What counts holds its own
+//! handle (a shared atomic number), looked up when it is made and never per message. Gauges are
+//! held: taken when a thing begins and given back when its guard is dropped, so that no path can
+//! forget one. Labels are the names of the config and closed sets; never a key or an id.
+//!
+//! What others own (health, rings, placements, the load of workers) is read from them when the
+//! page is written: see [`Collect`].
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, MetricEncoder};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+
+use crate::ws::close::CloseReason;
+use crate::ws::driver::RelayCounts;
+use crate::ws::relay::Direction;
+
+/// The label of a listener.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ListenerLabel {
+    /// Its name, or its address where it has none.
+    pub listener: String,
+}
+
+/// The label of a route.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RouteLabel {
+    /// Its name.
+    pub route: String,
+}
+
+/// The labels of live connections.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ConnectionLabels {
+    /// The route's name.
+    pub route: String,
+    /// The pool's name.
+    pub pool: String,
+    /// The backend's id.
+    pub backend: String,
+}
+
+/// The labels of what goes through a route one way.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct DirectionLabels {
+    /// The route's name.
+    pub route: String,
+    /// `from_client` or `from_backend`.
+    pub direction: &'static str,
+}
+
+/// The labels of answers to plain requests.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RequestLabels {
+    /// The route's name; empty where none matched.
+    pub route: String,
+    /// The status.
+    pub code: u16,
+}
+
+/// The labels of refusals.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RefusedLabels {
+    /// The route's name; empty where none matched.
+    pub route: String,
+    /// Why: a closed set, see the operator's guide.
+    pub reason: &'static str,
+}
+
+/// The labels of closes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CloseLabels {
+    /// The route's name.
+    pub route: String,
+    /// `client`, `backend` or `proxy`.
+    pub by: &'static str,
+    /// The close reason's label.
+    pub reason: &'static str,
+    /// The close code, or the class of one that an application chose.
+    pub code: &'static str,
+}
+
+/// The labels of a backend.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct BackendLabels {
+    /// The pool's name.
+    pub pool: String,
+    /// The backend's id.
+    pub backend: String,
+}
+
+/// The labels of a backend's changes of state.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StateLabels {
+    /// The pool's name.
+    pub pool: String,
+    /// The backend's id.
+    pub backend: String,
+    /// The state that it came to.
+    pub outcome: &'static str,
+    /// Why.
+    pub reason: &'static str,
+}
+
+/// The label of messages that did not reach their connection.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReasonLabel {
+    /// Why.
+    pub reason: &'static str,
+}
+
+/// All counters of one proxy.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// Client connections accepted, by listener.
+    pub accepted: Family<ListenerLabel, Counter>,
+    /// Open client connections, by listener.
+    pub clients: Family<ListenerLabel, Gauge>,
+    /// Live WebSocket connections.
+    pub connections: Family<ConnectionLabels, Gauge>,
+    /// WebSocket connections ever opened.
+    pub connections_opened: Family<ConnectionLabels, Counter>,
+    /// From a handshake's head to the 101.
+    pub handshake_seconds: Family<RouteLabel, Histogram, fn() -> Histogram>,
+    /// Answers to plain requests.
+    pub requests: Family<RequestLabels, Counter>,
+    /// Requests and connections that the proxy itself refused.
+    pub refused: Family<RefusedLabels, Counter>,
+    /// Ends of WebSocket connections.
+    pub closes: Family<CloseLabels, Counter>,
+    /// Connections that were cut with something left unsaid.
+    pub cut: Family<RouteLabel, Counter>,
+    messages: Family<DirectionLabels, Counter>,
+    bytes: Family<DirectionLabels, Counter>,
+    stalls: Family<DirectionLabels, Counter>,
+    injected: Family<RouteLabel, Counter>,
+    /// Messages of others that could not be queued.
+    pub undeliverable: Family<ReasonLabel, Counter>,
+    /// Changes of backends' states.
+    pub backend_changes: Family<StateLabels, Counter>,
+    /// Failures of the proxy's own to connect: no port, no descriptor.
+    pub own_failures: Counter,
+    /// Lines of the access log that were dropped.
+    pub access_log_dropped: Counter,
+}
+
+fn handshake_histogram() -> Histogram {
+    Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0])
+}
+
+impl Metrics {
+    /// All metrics at zero. `collect` is asked for what others own whenever a page is written.
+    pub fn new(collect: Box<dyn Collect>) -> Self {
+        let mut metrics = Self {
+            registry: Registry::with_prefix("steadfast"),
+            accepted: Family::default(),
+            clients: Family::default(),
+            connections: Family::default(),
+            connections_opened: Family::default(),
+            handshake_seconds: Family::new_with_constructor(handshake_histogram),
+            requests: Family::default(),
+            refused: Family::default(),
+            closes: Family::default(),
+            cut: Family::default(),
+            messages: Family::default(),
+            bytes: Family::default(),
+            stalls: Family::default(),
+            injected: Family::default(),
+            undeliverable: Family::default(),
+            backend_changes: Family::default(),
+            own_failures: Counter::default(),
+            access_log_dropped: Counter::default(),
+        };
+        metrics.register_clients();
+        metrics.register_connections();
+        metrics.register_rest();
+        metrics.registry.register_collector(Box::new(Collected(collect)));
+        metrics
+    }
+
+    fn register_clients(&mut self) {
+        let registry = &mut self.registry;
+        registry.register(
+            "client_connections_accepted",
+            "Client connections accepted",
+            self.accepted.clone(),
+        );
+        registry.register("client_connections", "Open client connections", self.clients.clone());
+        registry.register(
+            "requests",
+            "Plain HTTP requests by the status of their answer",
+            self.requests.clone(),
+        );
+        registry.register(
+            "refused",
+            "Requests and connections that the proxy itself refused",
+            self.refused.clone(),
+        );
+    }
+
+    fn register_connections(&mut self) {
+        let registry = &mut self.registry;
+        registry.register("connections", "Live WebSocket connections", self.connections.clone());
+        registry.register(
+            "connections_opened",
+            "WebSocket connections opened",
+            self.connections_opened.clone(),
+        );
+        registry.register(
+            "handshake_duration_seconds",
+            "From the head of a WebSocket handshake to its 101",
+            self.handshake_seconds.clone(),
+        );
+        registry.register("closes", "WebSocket connections ended", self.closes.clone());
+        registry.register(
+            "cut",
+            "WebSocket connections cut with something left unsaid",
+            self.cut.clone(),
+        );
+        registry.register("messages", "Data messages relayed", self.messages.clone());
+        registry.register(
+            "message_bytes",
+            "Payload bytes of data messages relayed, as on the wire",
+            self.bytes.clone(),
+        );
+        registry.register(
+            "relay_stalls",
+            "Writes that a peer did not take at once, so that reading stopped",
+            self.stalls.clone(),
+        );
+        registry.register(
+            "injected_messages",
+            "Messages of others written to clients",
+            self.injected.clone(),
+        );
+        registry.register(
+            "undeliverable_messages",
+            "Messages of others that could not be queued",
+            self.undeliverable.clone(),
+        );
+    }
+
+    fn register_rest(&mut self) {
+        let registry = &mut self.registry;
+        registry.register(
+            "backend_state_changes",
+            "Changes of a backend's state",
+            self.backend_changes.clone(),
+        );
+        registry.register(
+            "own_failures",
+            "Connects to backends that failed for want of a port or a descriptor",
+            self.own_failures.clone(),
+        );
+        registry.register(
+            "access_log_dropped_lines",
+            "Lines of the access log dropped because its writer was too slow",
+            self.access_log_dropped.clone(),
+        );
+        registry.register(
+            "build",
+            "The running version",
+            Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]),
+        );
+    }
+
+    /// The page that Prometheus reads, in the OpenMetrics text format.
+    ///
+    /// # Errors
+    ///
+    /// A metric can't be written as text: a fault of the program.
+    pub fn page(&self) -> Result<String, fmt::Error> {
+        let mut page = String::new();
+        prometheus_client::encoding::text::encode(&mut page, &self.registry)?;
+        Ok(page)
+    }
+
+    /// The counters of a route's relays.
+    pub fn relay_counts(&self, route: &str) -> Arc<RelayCounts> {
+        let of = |family: &Family<DirectionLabels, Counter>| {
+            Direction::ALL.map(|direction| {
+                let labels =
+                    DirectionLabels { route: route.to_owned(), direction: direction.label() };
+                family.get_or_create_owned(&labels)
+            })
+        };
+        Arc::new(RelayCounts {
+            messages: of(&self.messages),
+            bytes: of(&self.bytes),
+            stalls: of(&self.stalls),
+            injected: self.injected.get_or_create_owned(&RouteLabel { route: route.to_owned() }),
+        })
+    }
+
+    /// Notes that a WebSocket connection of a route has ended.
+    pub fn closed(&self, route: &str, reason: CloseReason, cut: bool) {
+        let route = route.to_owned();
+        if cut {
+            self.cut.get_or_create(&RouteLabel { route: route.clone() }).inc();
+        }
+        let labels = CloseLabels {
+            route,
+            by: reason.by().label(),
+            reason: reason.label(),
+            code: code_label(reason.code()),
+        };
+        self.closes.get_or_create(&labels).inc();
+    }
+
+    /// Notes that a request was refused; `route` is empty where none matched.
+    pub fn refuse(&self, route: &str, reason: &'static str) {
+        let labels = RefusedLabels { route: route.to_owned(), reason };
+        self.refused.get_or_create(&labels).inc();
+    }
+
+    /// Counts a client connection of a listener, until the guard is dropped.
+    pub fn accepted(&self, listener: &str) -> Held {
+        let label = ListenerLabel { listener: listener.to_owned() };
+        self.accepted.get_or_create(&label).inc();
+        Held::new(self.clients.get_or_create_owned(&label))
+    }
+
+    /// Notes a message of others that could not be queued.
+    pub fn undeliverable(&self, reason: &'static str) {
+        self.undeliverable.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
+    /// Notes how long a handshake of a route took.
+    pub fn shook_hands(&self, route: &str, took: Duration) {
+        let label = RouteLabel { route: route.to_owned() };
+        self.handshake_seconds.get_or_create(&label).observe(took.as_secs_f64());
+    }
+}
+
+/// A close code as a label. Codes are chosen by peers: only those that RFC 6455 and its registry
+/// name stand for themselves.
+fn code_label(code: Option<u16>) -> &'static str {
+    match code {
+        None => "none",
+        Some(1000) => "1000",
+        Some(1001) => "1001",
+        Some(1002) => "1002",
+        Some(1003) => "1003",
+        Some(1007) => "1007",
+        Some(1008) => "1008",
+        Some(1009) => "1009",
+        Some(1010) => "1010",
+        Some(1011) => "1011",
+        Some(1012) => "1012",
+        Some(1013) => "1013",
+        Some(1014) => "1014",
+        Some(3000..4000) => "3xxx",
+        Some(4000..5000) => "4xxx",
+        Some(_) => "other",
+    }
+}
+
+/// A gauge that counts the guards of it that live.
+#[derive(Debug)]
+pub struct Held(Gauge);
+
+impl Held {
+    /// Counts one more, until it is dropped.
+    pub fn new(gauge: Gauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// What a backend shows of itself.
+#[derive(Clone, Debug)]
+pub struct BackendSample {
+    /// Whose it is.
+    pub labels: BackendLabels,
+    /// It is in service.
+    pub in_service: bool,
+    /// Live WebSocket connections.
+    pub connections: u64,
+    /// Plain requests and handshakes under way.
+    pub in_flight: u64,
+    /// Its share of the ring, from 0 to 1.
+    pub ring_share: f64,
+}
+
+/// What the workers show of themselves.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct WorkerSample {
+    /// How many there are.
+    pub workers: u64,
+    /// Client connections of the least loaded.
+    pub least: u64,
+    /// Client connections of the most loaded.
+    pub most: u64,
+}
+
+/// Those who own what is read only when a page is written.
+pub trait Collect: fmt::Debug + Send + Sync {
+    /// Each backend of each pool.
+    fn backends(&self) -> Vec<BackendSample>;
+    /// The workers.
+    fn workers(&self) -> WorkerSample;
+    /// Keys with live connections, by pool.
+    fn placed_keys(&self) -> Vec<(String, u64)>;
+    /// The most open files, and how many connections that allows.
+    fn descriptors(&self) -> (u64, u64);
+}
+
+#[derive(Debug)]
+struct Collected(Box<dyn Collect>);
+
+/// The label of a pool.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PoolLabel {
+    pool: String,
+}
+
+impl Collector for Collected {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let backends = self.0.backends();
+        let samples = |value: fn(&BackendSample) -> f64| {
+            backends.iter().map(move |sample| (sample.labels.clone(), value(sample)))
+        };
+        gauges(
+            &mut encoder,
+            "backend_in_service",
+            "Whether a backend is in service",
+            samples(|backend| f64::from(u8::from(backend.in_service))),
+        )?;
+        gauges(
+            &mut encoder,
+            "backend_connections",
+            "Live WebSocket connections of a backend",
+            samples(|backend| backend.connections as f64),
+        )?;
+        gauges(
+            &mut encoder,
+            "backend_in_flight",
+            "Plain requests and handshakes of a backend under way",
+            samples(|backend| backend.in_flight as f64),
+        )?;
+        gauges(
+            &mut encoder,
+            "backend_ring_share",
+            "Share of the keys whose home a backend is",
+            samples(|backend| backend.ring_share),
+        )?;
+        let keys = self.0.placed_keys().into_iter();
+        gauges(
+            &mut encoder,
+            "placed_keys",
+            "Keys with live connections",
+            keys.map(|(pool, keys)| (PoolLabel { pool }, keys as f64)),
+        )?;
+        self.encode_process(&mut encoder)
+    }
+}
+
+impl Collected {
+    fn encode_process(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let workers = self.0.workers();
+        let (descriptors, connections) = self.0.descriptors();
+        for (name, help, value) in [
+            ("workers", "Worker threads", workers.workers),
+            (
+                "worker_connections_least",
+                "Client connections of the least loaded worker",
+                workers.least,
+            ),
+            (
+                "worker_connections_most",
+                "Client connections of the most loaded worker",
+                workers.most,
+            ),
+            ("descriptor_limit", "The most open files of this process", descriptors),
+            (
+                "connection_capacity",
+                "Relayed connections that the descriptor limit allows",
+                connections,
+            ),
+        ] {
+            let metric = ConstGauge::new(value as f64);
+            let place = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            metric.encode(place)?;
+        }
+        Ok(())
+    }
+}
+
+fn gauges<L: EncodeLabelSet>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    samples: impl Iterator<Item = (L, f64)>,
+) -> Result<(), fmt::Error> {
+    let mut family: MetricEncoder<'_> =
+        encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (labels, value) in samples {
+        ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,3 @@
+//! What an operator sees: metrics and the access log.
+
+pub mod metrics;

@@ -1,0 +1,424 @@
+//! Builds a proxy out of its config, owns every part of it, and stops it in order.
+//!
+//! The one place that knows all modules. A [`Server`] is one proxy: listeners that are bound,
+//! workers that serve them, watchers of its backends, an admin API. Nothing of it is a process
+//! global, so that several can run in one process. It is built on a runtime of its owner's, the
+//! control runtime, on which everything runs that must not wait for a worker.
+
+mod worker;
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tracing::{error, info, warn};
+
+use self::worker::{Message, WorkerHandle};
+use crate::admin::{self, AdminError};
+use crate::config::Config;
+use crate::http::{Shared, Snapshot};
+use crate::listen::{Listener, Loads};
+use crate::observe::metrics::{
+    BackendLabels, BackendSample, Collect, Metrics, StateLabels, WorkerSample,
+};
+use crate::pool::{self, BackendEvent, Pool, State};
+use crate::shutdown::StopPlan;
+use crate::ws::connection::{Serial, Undeliverable};
+
+pub(crate) use self::worker::{Query, Row};
+
+/// How long a question to a worker may take.
+const ASK: Duration = Duration::from_secs(5);
+
+/// Why a proxy did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A listener's address can't be bound.
+    #[error("listener {listener}: can't listen on {address}")]
+    Listen {
+        /// Its name or address.
+        listener: String,
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The admin address can't be bound.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    /// A worker can't start.
+    #[error("can't start a worker")]
+    Worker(#[source] io::Error),
+}
+
+/// One running proxy.
+#[derive(Debug)]
+pub struct Server {
+    fleet: Arc<Fleet>,
+    listeners: Vec<Arc<Listener>>,
+    admin: Option<SocketAddr>,
+    workers: Vec<WorkerHandle>,
+    watchers: JoinSet<()>,
+    stopping: watch::Sender<bool>,
+}
+
+/// What the admin API sees of a proxy.
+#[derive(Debug)]
+pub(crate) struct Fleet {
+    /// What its workers share.
+    pub(crate) shared: Arc<Shared>,
+    /// The name of its server, as the config or the host gives it.
+    pub(crate) name: String,
+    inboxes: Vec<mpsc::Sender<Message>>,
+    ready: AtomicBool,
+}
+
+impl Server {
+    /// Starts a proxy: when this returns it accepts connections.
+    ///
+    /// To be called on the control runtime, where the watchers and the admin API run from then on.
+    ///
+    /// # Errors
+    ///
+    /// An address is taken, or the system has no thread or descriptor left. Nothing runs then.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let (inboxes, receivers) = worker::inboxes(config.server.workers);
+        let loads = Arc::new(Loads::new(config.server.workers));
+        let collector = Arc::new(Owners { fleet: OnceLock::new(), loads: Arc::clone(&loads) });
+        let metrics = Arc::new(Metrics::new(Box::new(Arc::clone(&collector))));
+        let pools = build_pools(&config, &metrics, &inboxes);
+        let snapshot = Snapshot::new(&config.routes, pools, &metrics);
+        let shared = Arc::new(Shared::new(proxy_id(&config.server.name), snapshot, metrics));
+        let fleet = Arc::new(Fleet {
+            shared: Arc::clone(&shared),
+            name: config.server.name.clone(),
+            inboxes: inboxes.clone(),
+            ready: AtomicBool::new(false),
+        });
+        // Set once, here.
+        let _ = collector.fleet.set(Arc::clone(&fleet));
+        let listeners = bind_all(&config)?;
+        let stopping = watch::Sender::new(false);
+        let mut server = Self {
+            fleet,
+            listeners,
+            admin: None,
+            workers: Vec::new(),
+            watchers: JoinSet::new(),
+            stopping,
+        };
+        server.start_admin(&config).await?;
+        server.start_workers(receivers, &loads, &inboxes)?;
+        server.watch_backends();
+        server.fleet.ready.store(true, Ordering::Release);
+        server.announce();
+        Ok(server)
+    }
+
+    async fn start_admin(&mut self, config: &Config) -> Result<(), StartError> {
+        let Some(address) = config.server.admin else { return Ok(()) };
+        let admin =
+            admin::Admin::bind(address, config.server.admin_token.clone(), Arc::clone(&self.fleet))
+                .await?;
+        self.admin = Some(admin.address());
+        self.watchers.spawn(admin.serve(self.stopped()));
+        Ok(())
+    }
+
+    fn start_workers(
+        &mut self,
+        receivers: Vec<mpsc::Receiver<Message>>,
+        loads: &Arc<Loads>,
+        inboxes: &[mpsc::Sender<Message>],
+    ) -> Result<(), StartError> {
+        for (index, inbox) in (0u16..).zip(receivers) {
+            let parts = worker::Parts {
+                index,
+                shared: Arc::clone(&self.fleet.shared),
+                listeners: self.listeners.clone(),
+                loads: Arc::clone(loads),
+                inboxes: inboxes.to_vec(),
+                inbox,
+            };
+            self.workers.push(worker::start(parts).map_err(StartError::Worker)?);
+        }
+        Ok(())
+    }
+
+    fn watch_backends(&mut self) {
+        let snapshot = self.fleet.shared.snapshot.load_full();
+        for pool in snapshot.pools() {
+            for backend in pool.backends() {
+                let (pool, backend) = (Arc::clone(pool), Arc::clone(backend));
+                self.watchers.spawn(pool::health::watch(pool, backend, self.stopped()));
+            }
+        }
+    }
+
+    fn announce(&self) {
+        for listener in &self.listeners {
+            info!(listener = %listener.label, address = %listener.address, "listening");
+        }
+        if let Some(admin) = self.admin {
+            info!(address = %admin, "admin API");
+        }
+        let workers = self.workers.len();
+        info!(proxy = %self.fleet.shared.proxy_id, workers, "ready");
+    }
+
+    /// Resolves when the proxy is told to stop.
+    fn stopped(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut stopping = self.stopping.subscribe();
+        async move {
+            // A sender that is gone means the same.
+            let _ = stopping.wait_for(|stopping| *stopping).await;
+        }
+    }
+
+    /// Where clients connect, in the order of the config, with the ports that were taken.
+    pub fn listeners(&self) -> impl Iterator<Item = SocketAddr> {
+        self.listeners.iter().map(|listener| listener.address)
+    }
+
+    /// Where the admin API is, if there is one.
+    pub fn admin(&self) -> Option<SocketAddr> {
+        self.admin
+    }
+
+    /// The pools in force.
+    pub fn pools(&self) -> Vec<Arc<Pool>> {
+        self.fleet.shared.snapshot.load().pools().to_vec()
+    }
+
+    /// Names the proxy in the fleet.
+    pub fn proxy_id(&self) -> &str {
+        &self.fleet.shared.proxy_id
+    }
+
+    /// Sends a message to one client of this proxy: `frame` is one whole, unmasked data frame. It
+    /// goes out between two messages of the backend.
+    ///
+    /// # Errors
+    ///
+    /// See [`DeliverError`].
+    pub async fn deliver(&self, connection_id: &str, frame: Bytes) -> Result<(), DeliverError> {
+        self.fleet.deliver(connection_id, frame).await
+    }
+
+    /// Stops as planned. Returns when all is over: how many connections were cut.
+    pub async fn stop(mut self, plan: StopPlan) -> usize {
+        self.fleet.ready.store(false, Ordering::Release);
+        info!(delay = ?plan.delay, grace = ?plan.grace, "stopping");
+        tokio::time::sleep(plan.delay).await;
+        for worker in &self.workers {
+            if worker.inbox.send(Message::Stop(plan)).await.is_err() {
+                error!("a worker had ended before it was told to");
+            }
+        }
+        let mut cut = 0;
+        for worker in self.workers.drain(..) {
+            cut += worker.ended().await;
+        }
+        self.stopping.send_replace(true);
+        while self.watchers.join_next().await.is_some() {}
+        if cut > 0 {
+            warn!(connections = cut, "stopped; time was over, what was left was cut");
+        } else {
+            info!("stopped");
+        }
+        cut
+    }
+}
+
+/// Why a message did not reach the queue of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeliverError {
+    /// The id is not one of this proxy's.
+    #[error("no connection of this proxy has this id")]
+    Unknown,
+    /// The connection has ended.
+    #[error("the connection is gone")]
+    Gone,
+    /// Its queue does not take it.
+    #[error("the connection takes no message: {}", .0.label())]
+    Refused(Undeliverable),
+    /// Its worker has too much to do, or has ended.
+    #[error("the worker of the connection does not answer")]
+    Busy,
+}
+
+impl Fleet {
+    /// Whether the proxy serves and is not about to stop.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
+    }
+
+    /// How many workers there are.
+    pub(crate) fn workers(&self) -> usize {
+        self.inboxes.len()
+    }
+
+    /// The serial in a connection id; `None` if it is not one of this proxy's.
+    pub(crate) fn serial(&self, connection_id: &str) -> Option<Serial> {
+        let (proxy, serial) = connection_id.split_once('.')?;
+        (*proxy == *self.shared.proxy_id).then(|| serial.parse().ok())?
+    }
+
+    async fn deliver(&self, connection_id: &str, frame: Bytes) -> Result<(), DeliverError> {
+        let serial = self.serial(connection_id).ok_or(DeliverError::Unknown)?;
+        let inbox = self.inboxes.get(serial.worker()).ok_or(DeliverError::Unknown)?;
+        let (reply, answer) = oneshot::channel();
+        let message = Message::Deliver { serial, frame, reply };
+        inbox.try_send(message).map_err(|_| DeliverError::Busy)?;
+        match tokio::time::timeout(ASK, answer).await {
+            Ok(Ok(Some(delivered))) => delivered.map_err(DeliverError::Refused),
+            Ok(Ok(None)) => Err(DeliverError::Gone),
+            Ok(Err(_)) | Err(_) => Err(DeliverError::Busy),
+        }
+    }
+
+    /// The connections of one worker that a query asks for; `None` if it does not answer.
+    pub(crate) async fn list(&self, worker: usize, query: Query) -> Option<Vec<Row>> {
+        let (reply, answer) = oneshot::channel();
+        let ask = async {
+            self.inboxes.get(worker)?.send(Message::List { query, reply }).await.ok()?;
+            answer.await.ok()
+        };
+        tokio::time::timeout(ASK, ask).await.ok()?
+    }
+}
+
+/// `NAME-TIME-RANDOM`: new at each start, and sorted by it.
+fn proxy_id(name: &str) -> Arc<str> {
+    let name = name.replace('.', "-");
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let random = u32::from_ne_bytes(crate::random::bytes());
+    format!("{name}-{:x}{random:08x}", now.as_secs()).into()
+}
+
+fn bind_all(config: &Config) -> Result<Vec<Arc<Listener>>, StartError> {
+    let bound = config.listeners.iter().map(|settings| {
+        let address = settings.bind;
+        Listener::bind(settings.clone()).map(Arc::new).map_err(|source| StartError::Listen {
+            listener: settings.name.clone().unwrap_or_else(|| address.to_string()),
+            address,
+            source,
+        })
+    });
+    bound.collect()
+}
+
+fn build_pools(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+    inboxes: &[mpsc::Sender<Message>],
+) -> Vec<Arc<Pool>> {
+    let observer: pool::Observer = {
+        let metrics = Arc::clone(metrics);
+        let inboxes = inboxes.to_vec();
+        Arc::new(move |event: &BackendEvent| backend_changed(event, &metrics, &inboxes))
+    };
+    let pools = config.pools.iter();
+    pools.map(|settings| Pool::new(settings.clone(), Arc::clone(&observer))).collect()
+}
+
+/// Says once that a backend's state has changed, counts it, and ends the connections of one that
+/// is lost.
+fn backend_changed(event: &BackendEvent, metrics: &Metrics, inboxes: &[mpsc::Sender<Message>]) {
+    let BackendEvent { pool, backend, transition, detail } = event;
+    let (from, to) = (transition.from.as_str(), transition.to.as_str());
+    let cause = transition.cause.as_str();
+    let id = backend.id();
+    if transition.to == State::InService {
+        info!(pool, backend = id, from, to, cause, "backend in service");
+    } else {
+        warn!(
+            pool,
+            backend = id,
+            from,
+            to,
+            cause,
+            detail,
+            connections = backend.connections(),
+            "backend {to}"
+        );
+    }
+    let labels =
+        StateLabels { pool: pool.clone(), backend: id.to_owned(), outcome: to, reason: cause };
+    metrics.backend_changes.get_or_create(&labels).inc();
+    if transition.to != State::Lost {
+        return;
+    }
+    for inbox in inboxes {
+        let message = Message::BackendLost { pool: pool.as_str().into(), backend: id.into() };
+        if inbox.try_send(message).is_err() {
+            error!(pool, backend = id, "a worker is too busy to end a lost backend's connections");
+        }
+    }
+}
+
+/// Those who own what is read only when the metrics are.
+#[derive(Debug)]
+struct Owners {
+    /// Set once the proxy is built, of which the metrics are a part.
+    fleet: OnceLock<Arc<Fleet>>,
+    loads: Arc<Loads>,
+}
+
+impl Owners {
+    fn pools(&self) -> Vec<Arc<Pool>> {
+        let Some(fleet) = self.fleet.get() else { return Vec::new() };
+        fleet.shared.snapshot.load().pools().to_vec()
+    }
+}
+
+impl Collect for Arc<Owners> {
+    fn backends(&self) -> Vec<BackendSample> {
+        let mut samples = Vec::new();
+        for pool in self.pools() {
+            for (index, backend) in pool.backends().iter().enumerate() {
+                samples.push(BackendSample {
+                    labels: BackendLabels {
+                        pool: pool.name().to_owned(),
+                        backend: backend.id().to_owned(),
+                    },
+                    in_service: backend.in_service(),
+                    connections: backend.connections() as u64,
+                    in_flight: backend.requests() as u64,
+                    ring_share: pool.ring().share(index),
+                });
+            }
+        }
+        samples
+    }
+
+    fn workers(&self) -> WorkerSample {
+        WorkerSample {
+            workers: self.loads.workers() as u64,
+            least: self.loads.least().1 as u64,
+            most: self.loads.most() as u64,
+        }
+    }
+
+    fn placed_keys(&self) -> Vec<(String, u64)> {
+        let keys =
+            |pool: &Arc<Pool>| pool.backends().iter().map(|backend| backend.keys() as u64).sum();
+        self.pools().iter().map(|pool| (pool.name().to_owned(), keys(pool))).collect()
+    }
+
+    fn descriptors(&self) -> (u64, u64) {
+        crate::descriptors::limit()
+    }
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "proxy {}", self.proxy_id())
+    }
+}

@@ -1,0 +1,464 @@
+//! One worker: a thread with a runtime of its own, and all that lives on it.
+//!
+//! A connection is accepted, served and relayed on one worker, both its sockets with it, so that
+//! nothing of it needs a lock. Other threads reach a worker by its inbox, a bounded queue of
+//! [`Message`]s; what they ask for is done between two turns of the runtime.
+//!
+//! Long waits are the runtime's timers, one per HTTP connection; the time-outs of relayed
+//! connections are looked after by one tick of the whole worker.
+
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::MissedTickBehavior;
+use tracing::{debug, error, warn};
+
+use crate::http::{Accepted, Context, Shared};
+use crate::listen::{Listener, Loads};
+use crate::shutdown::{StopPlan, Tasks};
+use crate::ws::clock::TICK_MILLIS;
+use crate::ws::close::CloseReason;
+use crate::ws::connection::{Connection, Serial, Undeliverable};
+use crate::ws::pace;
+use crate::ws::relay::Direction;
+use crate::ws::table::Table;
+
+/// Messages that may wait for a worker.
+const INBOX: usize = 4096;
+/// So many connections are accepted in a row, then others get their turn.
+const ACCEPTS_PER_TURN: usize = 64;
+/// How long nothing is accepted when no descriptor is left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What other threads ask of a worker.
+#[derive(Debug)]
+pub(super) enum Message {
+    /// Serve a connection that another worker has accepted.
+    Serve(Passed),
+    /// Send a message to a client.
+    Deliver {
+        /// Whom to.
+        serial: Serial,
+        /// One whole, unmasked data frame.
+        frame: Bytes,
+        /// Gets what became of it; `None`: there is no such connection.
+        reply: oneshot::Sender<Option<Result<(), Undeliverable>>>,
+    },
+    /// A backend is lost: its connections end.
+    BackendLost {
+        /// The name of its pool.
+        pool: Arc<str>,
+        /// Its id.
+        backend: Arc<str>,
+    },
+    /// Tell of the connections that a query asks for.
+    List {
+        /// Which.
+        query: Query,
+        /// Gets them, in the order of their serials.
+        reply: oneshot::Sender<Vec<Row>>,
+    },
+    /// Come to an end as planned; the delay of the plan is over.
+    Stop(StopPlan),
+}
+
+/// A connection that was accepted, and not yet read from, on its way between two threads.
+#[derive(Debug)]
+pub(super) struct Passed {
+    stream: std::net::TcpStream,
+    accepted: Accepted,
+}
+
+/// Which connections to tell of.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Query {
+    /// Of this pool only.
+    pub(crate) pool: Option<String>,
+    /// Of this key only.
+    pub(crate) key: Option<String>,
+    /// At this backend only.
+    pub(crate) backend: Option<String>,
+    /// This one only.
+    pub(crate) serial: Option<Serial>,
+    /// Only those behind it.
+    pub(crate) after: Option<Serial>,
+    /// At most so many.
+    pub(crate) limit: usize,
+}
+
+impl Query {
+    fn wants(&self, connection: &Connection) -> bool {
+        let Some(backend) = connection.backend() else { return false };
+        let facts = &connection.facts;
+        let is = |wanted: &Option<String>, value: Option<&str>| {
+            wanted.as_deref().is_none_or(|wanted| Some(wanted) == value)
+        };
+        is(&self.pool, Some(&facts.pool))
+            && is(&self.key, facts.key.as_deref())
+            && is(&self.backend, Some(&backend))
+            && self.serial.is_none_or(|serial| serial == connection.serial)
+    }
+}
+
+/// What is told of a connection.
+#[derive(Clone, Debug)]
+pub(crate) struct Row {
+    /// Its number.
+    pub(crate) serial: Serial,
+    /// Its route's name.
+    pub(crate) route: Arc<str>,
+    /// Its pool's name.
+    pub(crate) pool: Arc<str>,
+    /// Its backend's id.
+    pub(crate) backend: Arc<str>,
+    /// Its key.
+    pub(crate) key: Option<Arc<str>>,
+    /// Its client's address.
+    pub(crate) client: std::net::IpAddr,
+    /// When its handshake came.
+    pub(crate) since: std::time::SystemTime,
+    /// Messages and payload bytes, by [`Direction`].
+    pub(crate) counts: [(u64, u64); 2],
+    /// When a frame last went either way.
+    pub(crate) last_activity: std::time::SystemTime,
+}
+
+/// A worker as other threads see it.
+#[derive(Debug)]
+pub(super) struct WorkerHandle {
+    /// Reaches it.
+    pub(super) inbox: mpsc::Sender<Message>,
+    thread: JoinHandle<usize>,
+}
+
+impl WorkerHandle {
+    /// Waits for its end, and tells how many connections were cut.
+    pub(super) async fn ended(self) -> usize {
+        let Self { inbox, thread } = self;
+        let joined = tokio::task::spawn_blocking(move || thread.join()).await;
+        drop(inbox);
+        match joined {
+            Ok(Ok(cut)) => cut,
+            Ok(Err(_)) | Err(_) => {
+                error!("a worker panicked; its connections were cut");
+                0
+            }
+        }
+    }
+}
+
+/// The inboxes of all workers, made before the first of them starts.
+pub(super) fn inboxes(
+    workers: usize,
+) -> (Vec<mpsc::Sender<Message>>, Vec<mpsc::Receiver<Message>>) {
+    (0..workers).map(|_| mpsc::channel(INBOX)).unzip()
+}
+
+/// What a worker is made of.
+pub(super) struct Parts {
+    /// Which it is.
+    pub(super) index: u16,
+    /// What all workers share.
+    pub(super) shared: Arc<Shared>,
+    /// Where clients connect.
+    pub(super) listeners: Vec<Arc<Listener>>,
+    /// How loaded all workers are.
+    pub(super) loads: Arc<Loads>,
+    /// The inboxes of all workers.
+    pub(super) inboxes: Vec<mpsc::Sender<Message>>,
+    /// Its own.
+    pub(super) inbox: mpsc::Receiver<Message>,
+}
+
+/// Starts a worker's thread.
+///
+/// # Errors
+///
+/// The system has no thread, no event queue or no descriptor left.
+pub(super) fn start(parts: Parts) -> io::Result<WorkerHandle> {
+    let inbox = parts.inboxes[usize::from(parts.index)].clone();
+    let name = format!("worker-{}", parts.index);
+    let (ready, started) = std::sync::mpsc::channel();
+    let thread = std::thread::Builder::new().name(name).spawn(move || {
+        let runtime =
+            match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
+                Ok(runtime) => runtime,
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                    return 0;
+                }
+            };
+        runtime.block_on(async move {
+            match Worker::new(parts) {
+                Ok((worker, inbox)) => {
+                    let _ = ready.send(Ok(()));
+                    worker.run(inbox).await
+                }
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                    0
+                }
+            }
+        })
+    })?;
+    started.recv().map_err(io::Error::other)??;
+    Ok(WorkerHandle { inbox, thread })
+}
+
+struct Worker {
+    context: Rc<Context>,
+    accepting: Tasks,
+}
+
+impl Worker {
+    fn new(parts: Parts) -> io::Result<(Self, mpsc::Receiver<Message>)> {
+        let table = Rc::new(Table::new(parts.index));
+        let context = Rc::new(Context::new(parts.shared, table, Tasks::default()));
+        let accepting = Tasks::default();
+        for listener in parts.listeners {
+            let accepter = Accepter {
+                socket: listener.handle()?,
+                listener,
+                index: usize::from(parts.index),
+                loads: Arc::clone(&parts.loads),
+                inboxes: parts.inboxes.clone(),
+                context: Rc::clone(&context),
+            };
+            let stopping = accepting.stopping();
+            accepting.spawn(async move {
+                tokio::select! {
+                    () = stopping => {}
+                    () = accepter.run() => {}
+                }
+            });
+        }
+        let worker = Self { context, accepting };
+        Ok((worker, parts.inbox))
+    }
+
+    /// Runs until it was told to stop and has; tells how many tasks were cut.
+    async fn run(self, mut inbox: mpsc::Receiver<Message>) -> usize {
+        let mut ticks = tokio::time::interval(Duration::from_millis(TICK_MILLIS));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let plan = loop {
+            tokio::select! {
+                _ = ticks.tick() => self.tick(),
+                message = inbox.recv() => match message {
+                    Some(Message::Stop(plan)) => break plan,
+                    Some(message) => self.handle(message),
+                    None => break StopPlan::prompt(),
+                },
+            }
+        };
+        self.stop(plan, inbox, ticks).await
+    }
+
+    async fn stop(
+        self,
+        plan: StopPlan,
+        mut inbox: mpsc::Receiver<Message>,
+        mut ticks: tokio::time::Interval,
+    ) -> usize {
+        self.accepting.stop();
+        self.accepting.all_ended().await;
+        self.context.tasks.stop();
+        self.context.upstreams.close();
+        let started = Instant::now();
+        let mut closes = Closes::new(self.context.table.len(), plan.spread);
+        let ended = self.context.tasks.clone();
+        let mut all_ended = Box::pin(async move { ended.all_ended().await });
+        loop {
+            closes.go_on(&self.context.table, started.elapsed());
+            if started.elapsed() >= plan.grace {
+                break;
+            }
+            tokio::select! {
+                () = &mut all_ended => break,
+                _ = ticks.tick() => self.tick(),
+                Some(message) = inbox.recv() => self.handle(message),
+            }
+        }
+        self.context.tasks.count()
+    }
+
+    fn tick(&self) {
+        self.context.table.tick(Instant::now());
+        self.context.upstreams.expire();
+    }
+
+    fn handle(&self, message: Message) {
+        let table = &self.context.table;
+        match message {
+            Message::Serve(passed) => self.serve(passed),
+            Message::Deliver { serial, frame, reply } => {
+                let delivered = table.get(serial).map(|connection| connection.deliver(frame));
+                if let Some(Err(reason)) = delivered {
+                    self.context.shared.metrics.undeliverable(reason.label());
+                }
+                // Whoever asked may have stopped waiting.
+                let _ = reply.send(delivered);
+            }
+            Message::BackendLost { pool, backend } => {
+                let of_backend = |connection: &Connection| {
+                    connection.facts.pool == pool && connection.backend() == Some(backend.clone())
+                };
+                for connection in table.after(None, usize::MAX, of_backend) {
+                    connection.close(CloseReason::BackendLost);
+                }
+            }
+            Message::List { query, reply } => {
+                let _ = reply.send(self.list(&query));
+            }
+            // Told twice: the first plan goes on.
+            Message::Stop(_) => {}
+        }
+    }
+
+    fn serve(&self, passed: Passed) {
+        match tokio::net::TcpStream::from_std(passed.stream) {
+            Ok(stream) => self.context.serve(stream, passed.accepted),
+            Err(error) => warn!(%error, "a connection passed on by another worker was lost"),
+        }
+    }
+
+    fn list(&self, query: &Query) -> Vec<Row> {
+        let table = &self.context.table;
+        let found = table.after(query.after, query.limit, |connection| query.wants(connection));
+        let rows = found.iter().filter_map(|connection| {
+            Some(Row {
+                serial: connection.serial,
+                route: Arc::clone(&connection.facts.route),
+                pool: Arc::clone(&connection.facts.pool),
+                backend: connection.backend()?,
+                key: connection.facts.key.clone(),
+                client: connection.facts.client,
+                since: connection.facts.since,
+                counts: Direction::ALL.map(|direction| connection.counts(direction)),
+                last_activity: table.time_of(connection.last_activity()),
+            })
+        });
+        rows.collect()
+    }
+}
+
+/// The closes of a shutdown, as far as they have gone.
+struct Closes {
+    total: usize,
+    done: usize,
+    last: Option<Serial>,
+    span: Duration,
+}
+
+impl Closes {
+    fn new(total: usize, span: Duration) -> Self {
+        Self { total, done: 0, last: None, span }
+    }
+
+    /// Closes those that are due. Whoever comes after the beginning has a higher serial, and is
+    /// closed once all others are.
+    fn go_on(&mut self, table: &Table, elapsed: Duration) {
+        let due = pace::due(self.total, elapsed, self.span);
+        let all = due == self.total;
+        let now = if all { usize::MAX } else { due.saturating_sub(self.done) };
+        for connection in table.after(self.last, now, |_| true) {
+            connection.close(CloseReason::Shutdown);
+            self.last = Some(connection.serial);
+            self.done += 1;
+        }
+    }
+}
+
+/// Takes connections from one listener on one worker.
+struct Accepter {
+    socket: tokio::net::TcpListener,
+    listener: Arc<Listener>,
+    index: usize,
+    loads: Arc<Loads>,
+    inboxes: Vec<mpsc::Sender<Message>>,
+    context: Rc<Context>,
+}
+
+impl Accepter {
+    /// Runs until it is dropped. Cancel safe: a connection is taken and passed on in one step.
+    async fn run(self) {
+        loop {
+            for _ in 0..ACCEPTS_PER_TURN {
+                match self.socket.accept().await {
+                    Ok((stream, peer)) => self.take(stream, peer),
+                    Err(error) => self.failed(&error).await,
+                }
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn failed(&self, error: &io::Error) {
+        if is_of_one_connection(error) {
+            return;
+        }
+        // The listening socket stays readable: without a pause this would spin.
+        self.context.shared.metrics.refuse("", "accept_failed");
+        self.context.shared.complain_of_accept(&self.listener.label, error);
+        tokio::time::sleep(ACCEPT_PAUSE).await;
+    }
+
+    fn take(&self, stream: tokio::net::TcpStream, peer: std::net::SocketAddr) {
+        let metrics = &self.context.shared.metrics;
+        let address = crate::listen::canonical(peer.ip());
+        let admission = match self.listener.limits.admit(address) {
+            Ok(admission) => admission,
+            Err(over) => return metrics.refuse("", over.label()),
+        };
+        if let Err(error) = crate::listen::prepare(&stream, self.listener.settings.keepalive) {
+            return debug!(%error, "a client was gone before it was served");
+        }
+        let worker = self.loads.choose(self.index);
+        let accepted = Accepted {
+            peer: std::net::SocketAddr::new(address, peer.port()),
+            listener: Arc::clone(&self.listener),
+            load: self.loads.hold(worker),
+            admission,
+            gauge: metrics.accepted(&self.listener.label),
+        };
+        if worker == self.index {
+            return self.context.serve(stream, accepted);
+        }
+        self.pass_on(stream, accepted, worker);
+    }
+
+    fn pass_on(&self, stream: tokio::net::TcpStream, accepted: Accepted, worker: usize) {
+        let stream = match stream.into_std() {
+            Ok(stream) => stream,
+            Err(error) => return warn!(%error, "a client connection was lost"),
+        };
+        // An inbox that is full belongs to a worker that has enough to do: keep it here.
+        let passed = Message::Serve(Passed { stream, accepted });
+        if let Err(refused) = self.inboxes[worker].try_send(passed)
+            && let Message::Serve(passed) = refused.into_inner()
+        {
+            match tokio::net::TcpStream::from_std(passed.stream) {
+                Ok(stream) => {
+                    let load = self.loads.hold(self.index);
+                    self.context.serve(stream, Accepted { load, ..passed.accepted });
+                }
+                Err(error) => warn!(%error, "a client connection was lost"),
+            }
+        }
+    }
+}
+
+/// Whether an error of accept is one connection's own: it was gone before it was taken.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::Interrupted
+    )
+}

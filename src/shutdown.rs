@@ -1,0 +1,113 @@
+//! How a proxy stops: in one order, within a time that is known beforehand.
+//!
+//! Not ready; accept no more; tell HTTP connections to end and WebSockets to close, spread over
+//! time; wait; cut off what is left and say how many. [`StopPlan`] is the times of it, [`Tasks`]
+//! counts a worker's tasks, so that the end is known when it has come.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+
+/// The times of a shutdown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StopPlan {
+    /// Not ready, but still accepting, for so long.
+    pub delay: Duration,
+    /// After that, WebSockets are closed evenly over this time.
+    pub spread: Duration,
+    /// Counted from the end of `delay`: what is left then is cut.
+    pub grace: Duration,
+}
+
+impl StopPlan {
+    /// What SIGTERM asks for: the closes take three quarters of the grace, the rest is for answers.
+    pub fn graceful(delay: Duration, grace: Duration) -> Self {
+        Self { delay, spread: grace / 4 * 3, grace }
+    }
+
+    /// What SIGINT asks for: no delay, all closes at once, over within 5 s.
+    pub fn prompt() -> Self {
+        Self { delay: Duration::ZERO, spread: Duration::ZERO, grace: Duration::from_secs(5) }
+    }
+}
+
+/// The tasks of one worker's thread: all are spawned here, and counted.
+#[derive(Clone, Debug)]
+pub struct Tasks {
+    count: Rc<Cell<usize>>,
+    ended: Rc<Notify>,
+    stop: watch::Sender<bool>,
+}
+
+impl Default for Tasks {
+    fn default() -> Self {
+        Self { count: Rc::default(), ended: Rc::default(), stop: watch::Sender::new(false) }
+    }
+}
+
+impl Tasks {
+    /// Runs a task on this thread until it ends, or the thread does.
+    pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        let running = Running::new(self);
+        tokio::task::spawn_local(async move {
+            let _running = running;
+            task.await;
+        });
+    }
+
+    /// How many run.
+    pub fn count(&self) -> usize {
+        self.count.get()
+    }
+
+    /// Tells all that listen to [`Tasks::stopping`] to come to an end.
+    pub fn stop(&self) {
+        self.stop.send_replace(true);
+    }
+
+    /// Whether they were told.
+    pub fn is_stopping(&self) -> bool {
+        *self.stop.borrow()
+    }
+
+    /// Resolves when they are told. Cancel safe.
+    pub fn stopping(&self) -> impl Future<Output = ()> + 'static {
+        let mut stop = self.stop.subscribe();
+        async move {
+            // The sender can't be gone before its tasks are; if it were, stopping is right.
+            let _ = stop.wait_for(|stop| *stop).await;
+        }
+    }
+
+    /// Resolves when no task runs. Cancel safe.
+    pub async fn all_ended(&self) {
+        while self.count.get() > 0 {
+            self.ended.notified().await;
+        }
+    }
+}
+
+struct Running {
+    count: Rc<Cell<usize>>,
+    ended: Rc<Notify>,
+}
+
+impl Running {
+    fn new(tasks: &Tasks) -> Self {
+        tasks.count.set(tasks.count.get() + 1);
+        Self { count: Rc::clone(&tasks.count), ended: Rc::clone(&tasks.ended) }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.count.set(self.count.get() - 1);
+        if self.count.get() == 0 {
+            // Stored if nobody waits yet, so that it can't be missed.
+            self.ended.notify_one();
+        }
+    }
+}
