@@ -10,10 +10,10 @@
 //! has seen with its own eyes, however long a list the client made up in front of it.
 //!
 //! Chosen beyond the RFCs: `Connection` can't name what frames or routes the message or says where
-//! it comes from ([`protected`]). `Proxy` goes no further, because CGI programs read it as
-//! the variable `HTTP_PROXY`. `Proxy-Authenticate` and `Proxy-Authentication-Info` pass: section
-//! 7.6.1 doesn't count them among the headers to remove, and a refusal of a backend reaches its
-//! client whole. `Trailer` passes, since trailers that it does not announce would be lost.
+//! it comes from. `Proxy` goes no further, because CGI programs read it as the variable
+//! `HTTP_PROXY`. `Proxy-Authenticate` and `Proxy-Authentication-Info` pass: section 7.6.1 doesn't
+//! count them among the headers to remove, and a refusal of a backend reaches its client whole.
+//! `Trailer` passes, since trailers that it does not announce would be lost.
 
 use std::net::{IpAddr, SocketAddr};
 
