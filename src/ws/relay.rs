@@ -366,13 +366,23 @@ impl Relay {
     }
 
     /// Whether the sink of a direction is to get its end of stream, after all that was written.
+    ///
+    /// A client gets it as soon as both Closes are said. A backend is left to end first, as
+    /// servers do (RFC 6455 section 7.1.1): whoever ends first keeps the port for a minute, and
+    /// ours towards one backend are few.
     pub fn ends_sink(&self, direction: Direction) -> bool {
-        let (flow, other) = match direction {
-            Direction::FromClient => (&self.from_client, &self.from_backend),
-            Direction::FromBackend => (&self.from_backend, &self.from_client),
-        };
-        let unsaid = self.closing && flow.takes_control();
-        (flow.ended && !unsaid) || (self.closing && flow.said_close && other.is_over())
+        match direction {
+            Direction::FromClient => self.from_client.ended && !self.is_unsaid(&self.from_client),
+            Direction::FromBackend => {
+                let ended = self.from_backend.ended && !self.is_unsaid(&self.from_backend);
+                ended || (self.from_backend.said_close && self.from_client.is_over())
+            }
+        }
+    }
+
+    /// Whether our Close is still to go out in a flow.
+    fn is_unsaid(&self, flow: &Flow) -> bool {
+        self.closing && flow.takes_control()
     }
 
     /// Whether bytes that were kept may still go on, though no more will come.
@@ -445,15 +455,17 @@ impl Relay {
             let farewell = self.from_client.said_close && self.from_backend.said_close;
             return Some(if farewell { Ending::Drop } else { Ending::Reset });
         }
+        let client_heard = self.from_client.peer_closed && self.from_backend.said_close;
+        let backend_heard = self.from_backend.peer_closed && self.from_client.said_close;
+        let client_over = self.from_client.ended || client_heard;
         if self.deadline.is_some_and(|deadline| deadline <= now) {
-            return Some(Ending::Cut);
+            let backend_over = self.from_backend.ended || backend_heard;
+            return Some(if client_over && backend_over { Ending::Drop } else { Ending::Cut });
         }
         if self.cut && all_written {
             return Some(Ending::Cut);
         }
-        let client_over = self.from_client.ended;
-        let backend_over = self.from_backend.ended;
-        (all_written && client_over && backend_over).then_some(Ending::Drop)
+        (all_written && client_over && self.from_backend.ended).then_some(Ending::Drop)
     }
 
     /// The one reason of the end; for a relay that is over.
@@ -557,10 +569,11 @@ mod tests {
         let mut relay = relay();
         assert_eq!(carry(&mut relay, FromClient, CLOSE_OF_CLIENT, seconds(0)), CLOSE_OF_CLIENT);
         assert_eq!(carry(&mut relay, FromBackend, CLOSE_OF_BACKEND, seconds(1)), CLOSE_OF_BACKEND);
-        relay.ended(FromBackend, seconds(1));
-        assert!(relay.ends_sink(FromBackend));
+        assert!(relay.ends_sink(FromBackend), "the client has heard all");
+        assert!(!relay.ends_sink(FromClient), "the backend ends first");
         assert_eq!(relay.ending(true, seconds(1)), None);
-        relay.ended(FromClient, seconds(1));
+        relay.ended(FromBackend, seconds(1));
+        assert_eq!(relay.ending(false, seconds(1)), None);
         assert_eq!(relay.ending(true, seconds(1)), Some(Ending::Drop));
         assert_eq!(relay.reason(), CloseReason::ClientClosed(Some(1000)));
     }
@@ -613,7 +626,8 @@ mod tests {
         assert!(relay.ends_sink(FromBackend), "the client has answered: its stream may end");
         assert!(!relay.ends_sink(FromClient));
         assert_eq!(carry(&mut relay, FromBackend, CLOSE_OF_BACKEND, seconds(0)), NOTHING);
-        assert!(relay.ends_sink(FromClient));
+        assert_eq!(relay.ending(true, seconds(0)), None, "the backend ends first");
+        assert_eq!(relay.ending(true, seconds(5)), Some(Ending::Drop), "all was said");
         assert_eq!(relay.reason(), CloseReason::Shutdown);
     }
 
@@ -627,7 +641,6 @@ mod tests {
         assert_eq!(said(&mut relay, FromClient), NOTHING, "there is nobody");
         assert_eq!(carry(&mut relay, FromClient, CLOSE_OF_CLIENT, seconds(0)), NOTHING);
         assert!(relay.ends_sink(FromBackend));
-        relay.ended(FromClient, seconds(0));
         assert_eq!(relay.ending(true, seconds(0)), Some(Ending::Drop));
         assert_eq!(relay.reason(), CloseReason::BackendLost);
     }
