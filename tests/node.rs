@@ -139,6 +139,18 @@ fn refusals_reach_the_client_with_their_bodies() {
 }
 
 #[test]
+fn a_426_says_to_which_protocol() {
+    let setup = Setup::start(&[]);
+    let answer = ws::ask(setup.proxy.address, "/refuse/426?room=r", &[]).answer;
+    assert_eq!(answer.status, 426);
+    assert_eq!(answer.header("upgrade"), Some("websocket"));
+    assert_eq!(answer.header("connection").map(str::to_ascii_lowercase), Some("upgrade".into()));
+    // Other statuses say nothing of this hop.
+    let answer = ws::ask(setup.proxy.address, "/refuse/403?room=r", &[]).answer;
+    assert_eq!(answer.header("upgrade"), None);
+}
+
+#[test]
 fn a_message_in_the_packet_of_the_101_is_not_lost() {
     let setup = Setup::start(&[]);
     for room in 0..200 {
