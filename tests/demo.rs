@@ -162,6 +162,16 @@ fn a_taken_port_gives_way_to_the_next_free_one() {
     assert_eq!(http::get(demo.admins[0], "/healthz").status, 200);
 }
 
+#[test]
+fn page_and_admin_may_be_asked_for_at_one_port() {
+    let taken = taken_port();
+    let asked = taken.local_addr().unwrap().to_string();
+    let demo = Demo::start(&["--listen", &asked, "--admin", &asked, "--proxies", "2"]);
+    let all = [&demo.pages[..], &demo.admins[..]].concat();
+    let different: std::collections::BTreeSet<_> = all.iter().collect();
+    assert_eq!(different.len(), 4, "{}", demo.process.output());
+}
+
 /// A port that is not at the very end of their range.
 fn taken_port() -> TcpListener {
     loop {
