@@ -7,6 +7,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
+use http::header::{CONNECTION, HeaderValue, UPGRADE};
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 
@@ -141,7 +142,16 @@ enum Attempt {
 /// A backend's answer as its client may see it.
 pub(super) fn passed_on(response: Response<Incoming>, backend: &Arc<Backend>) -> Response<Reply> {
     let (mut parts, body) = response.into_parts();
+    let upgrades: Vec<HeaderValue> = match parts.status {
+        // The protocols that it asks for are the very point of it (RFC 9110 section 15.5.22).
+        StatusCode::UPGRADE_REQUIRED => parts.headers.get_all(UPGRADE).iter().cloned().collect(),
+        _ => Vec::new(),
+    };
     headers::remove_hop_by_hop(&mut parts.headers);
+    for protocol in upgrades {
+        parts.headers.append(UPGRADE, protocol);
+        parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    }
     headers::strip_steadfast(&mut parts.headers);
     parts.version = Version::HTTP_11;
     parts.extensions.clear();

@@ -244,7 +244,7 @@ impl Worker {
 
     /// Runs until it was told to stop and has; tells how many tasks were cut.
     async fn run(self, mut inbox: mpsc::Receiver<Message>) -> usize {
-        let mut ticks = tokio::time::interval(Duration::from_millis(TICK_MILLIS));
+        let mut ticks = tokio::time::interval(Duration::from_millis(TICK_MILLIS.into()));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let plan = loop {
             tokio::select! {
