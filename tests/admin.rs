@@ -1,5 +1,7 @@
 //! The admin API: what it tells, to whom, and in which form.
 
+#![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
+
 mod support;
 
 use std::collections::{HashMap, HashSet};

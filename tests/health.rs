@@ -1,9 +1,12 @@
 //! Which backends are in service, and what their clients notice of it.
 
+#![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
+
 mod support;
 
 use std::collections::HashMap;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -256,6 +259,101 @@ fn out_for_lost_after_while_another_serves_ends_its_connections() {
     }
     backends[0].set_healthy(true);
     wait_for_state(&proxy, "a", "in_service");
+}
+
+#[test]
+fn a_stopped_backend_is_lost_in_the_end_while_another_serves() {
+    let backends = Backend::fleet(&["a", "b"]);
+    let more = checked(&[("health", "rise = 1"), ("health", "lost_after = \"1s\"")]);
+    let proxy = Proxy::start(&config(&addresses(&backends), &more));
+    let crowd = crowd(&proxy, 10);
+    let (at_a, at_b): (Vec<_>, Vec<_>) = crowd.iter().partition(|(_, backend, _)| backend == "a");
+    assert!(!at_a.is_empty() && !at_b.is_empty());
+    backends[0].process.signal("STOP");
+    for (room, _, client) in &at_a {
+        client.expect_close(1014);
+        client.send_close(1014, "");
+        // It comes back at once, and is not sent where nobody answers.
+        echoes(&ws::open(proxy.address, &format!("/echo?room={room}")), "back");
+    }
+    at_b.iter().for_each(|(_, _, client)| echoes(client, "untouched"));
+    assert_eq!(changes(&proxy, "a", "lost", "out_too_long"), 1.0);
+}
+
+/// A backend that opens WebSockets until it is frozen; from then on it does not even accept.
+struct Freezing {
+    address: SocketAddr,
+    frozen: Arc<AtomicBool>,
+}
+
+impl Freezing {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let frozen = Arc::new(AtomicBool::new(false));
+        let is_frozen = Arc::clone(&frozen);
+        std::thread::spawn(move || {
+            let mut held = Vec::new();
+            for stream in listener.incoming().map_while(Result::ok) {
+                if is_frozen.load(Ordering::SeqCst) {
+                    break;
+                }
+                // A check has no head.
+                if stream.peek(&mut [0]).is_ok_and(|count| count > 0) {
+                    read_head(&stream);
+                    send(&stream, switching("").as_bytes());
+                    held.push(stream);
+                }
+            }
+            // Linux drops what comes to a full queue, as a host that is gone would.
+            SockRef::from(&listener).listen(0).unwrap();
+            while Arc::strong_count(&is_frozen) > 1 {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        });
+        Self { address, frozen }
+    }
+
+    /// The connections that fill its queue.
+    fn freeze(&self) -> Vec<TcpStream> {
+        self.frozen.store(true, Ordering::SeqCst);
+        let connect = || TcpStream::connect_timeout(&self.address, Duration::from_millis(300)).ok();
+        let waiting: Vec<_> = std::iter::from_fn(connect).take(10_000).collect();
+        assert!(waiting.len() < 10_000, "its queue has no end");
+        waiting
+    }
+}
+
+#[test]
+fn a_backend_to_which_no_check_can_even_connect_is_lost() {
+    let (freezing, other) = (Freezing::start(), Named::start("b"));
+    let more = [(
+        "health",
+        "kind = \"tcp\"\ninterval = \"100ms\"\ntimeout = \"200ms\"\nfall = 3\nlost_after = \"0s\"",
+    )];
+    let backends = [("a", freezing.address), ("b", other.address)];
+    let proxy = Proxy::start(&config(&backends, &more));
+    let opened = (0..20).map(|number| ws::open(proxy.address, &format!("/?room={number}")));
+    let opened: Vec<Ws> = opened.collect();
+    let at_a = proxy.metric("steadfast_backend_connections", &[("backend", "a")]);
+    assert!((1.0..20.0).contains(&at_a), "{at_a}");
+    let _queue = freezing.freeze();
+    wait_for_state(&proxy, "a", "lost");
+    assert_eq!(changes(&proxy, "a", "lost", "unreachable"), 1.0);
+    let labels = [("reason", "backend_lost"), ("code", "1014")];
+    // Its own clients are told; those of the other are greeted and echo as ever.
+    let told = opened.iter().filter(|client| {
+        let first = client.read();
+        if first.opcode == TEXT {
+            echoes(client, "untouched");
+            return false;
+        }
+        assert_eq!(first.close().0, 1014);
+        true
+    });
+    assert_eq!(told.count() as f64, at_a);
+    drop(opened);
+    proxy.wait_for_metric("steadfast_closes_total", &labels, at_a);
 }
 
 #[test]

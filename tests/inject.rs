@@ -1,5 +1,7 @@
 //! Messages of others, put into live connections through the library.
 
+#![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
+
 mod support;
 
 use std::net::TcpStream;

@@ -1,5 +1,7 @@
 //! Which backend a key goes to: the same for every proxy, for HTTP and for WebSockets.
 
+#![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
+
 mod support;
 
 use std::collections::{HashMap, HashSet};

@@ -1,5 +1,7 @@
 //! A key with live connections stays whole: all of it on one backend, whatever happens.
 
+#![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
+
 mod support;
 
 use std::collections::{HashMap, HashSet};
@@ -242,9 +244,9 @@ fn handshakes_at_once_end_on_one_backend_while_their_home_comes_and_goes() {
             let mut open = true;
             while !over.load(Ordering::SeqCst) {
                 if open {
-                    backends[0].shut_door()
+                    backends[0].shut_door();
                 } else {
-                    backends[0].open_door()
+                    backends[0].open_door();
                 }
                 open = !open;
                 std::thread::sleep(Duration::from_millis(15));

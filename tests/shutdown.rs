@@ -1,5 +1,7 @@
 //! How a proxy ends, how it does not start, and what its exit code says of that.
 
+#![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
+
 mod support;
 
 use std::io::Read;
