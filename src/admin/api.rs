@@ -1,7 +1,6 @@
 //! The requests of the admin API and their answers.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::extract::{Path, Query, Request, State};
 use axum::http::StatusCode;
@@ -14,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::guard::Guard;
 use super::problem::Problem;
+use crate::observe::access_log::unix_millis;
 use crate::pool::Pool;
 use crate::server::{self, Fleet, Row};
 use crate::ws::connection::Serial;
@@ -243,9 +243,4 @@ fn connection_view(fleet: &Fleet, row: Row) -> ConnectionView {
         bytes_from_backend,
         last_activity: unix_millis(row.last_activity),
     }
-}
-
-fn unix_millis(time: SystemTime) -> u64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

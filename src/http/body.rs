@@ -19,6 +19,7 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::gate::Answer;
+use crate::observe::access_log::RequestRecord;
 use crate::pool::backend::RequestGauge;
 
 /// What goes wrong with a body.
@@ -35,6 +36,8 @@ pub struct Reply {
     answer: Option<Answer>,
     /// The backend has this request in flight until the answer is over.
     _in_flight: Option<RequestGauge>,
+    /// Written to the access log when the answer is over.
+    record: Option<Box<RequestRecord>>,
 }
 
 #[derive(Debug)]
@@ -57,26 +60,22 @@ impl Reply {
 
     /// The body of a backend's answer.
     pub fn backend(body: Incoming, in_flight: Option<RequestGauge>) -> Self {
-        Self { content: Content::Backend(body), answer: None, _in_flight: in_flight }
+        Self { _in_flight: in_flight, ..Self::new(Content::Backend(body)) }
     }
 
     fn new(content: Content) -> Self {
-        Self { content, answer: None, _in_flight: None }
+        Self { content, answer: None, _in_flight: None, record: None }
     }
 
-    /// Ends `answer` when this body has gone out.
-    pub fn with_answer(mut self, answer: Answer) -> Self {
+    /// Ends `answer`, and writes `record` down, when this body has gone out.
+    pub fn ending(mut self, answer: Answer, record: Option<Box<RequestRecord>>) -> Self {
         self.answer = Some(answer);
+        self.record = record;
         self
     }
-}
 
-impl Body for Reply {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
+    fn poll_content(
+        &mut self,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut self.content {
@@ -90,6 +89,22 @@ impl Body for Reply {
                 Pin::new(body).poll_frame(context).map_err(|error| Box::new(error) as BodyError)
             }
         }
+    }
+}
+
+impl Body for Reply {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let polled = self.poll_content(context);
+        if let (Some(record), Poll::Ready(Some(Ok(frame)))) = (&mut self.record, &polled) {
+            record.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

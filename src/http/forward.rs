@@ -14,7 +14,7 @@ use super::body::{Break, GoAhead, Progress, Reply, RequestBody};
 use super::head::RequestHead;
 use super::respond::Refused;
 use super::upstream::{self, Sender};
-use super::{Context, Route, headers};
+use super::{Context, Route, Trace, headers};
 use crate::pool::{Backend, Choice, Stay};
 use crate::route::key::Key;
 
@@ -29,6 +29,7 @@ pub(super) async fn forward(
     key: Option<&Key>,
     head: RequestHead,
     body: Incoming,
+    trace: &mut Trace,
 ) -> Result<Response<Reply>, Refused> {
     let mut choice = match key {
         Some(key) => route.pool.lookup(key.as_str())?,
@@ -37,7 +38,9 @@ pub(super) async fn forward(
     let go_ahead = head.expects_continue().then(GoAhead::default);
     let (body, progress) = RequestBody::client(body, route.settings.body_timeout, go_ahead.clone());
     let mut exchange = Exchange { context, route, progress, go_ahead };
-    let (response, sender) = exchange.send(&mut choice, head, body).await?;
+    let sent = exchange.send(&mut choice, head, body).await;
+    trace.note_backend(choice.backend());
+    let (response, sender) = sent?;
     exchange.pass_on(response, sender, choice.backend())
 }
 

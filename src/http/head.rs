@@ -73,6 +73,12 @@ impl RequestHead {
         &self.headers
     }
 
+    /// The id by which this request is known along its way.
+    pub(super) fn request_id(&self) -> Option<String> {
+        let id = self.headers.get(headers::X_REQUEST_ID)?;
+        id.to_str().ok().map(str::to_owned)
+    }
+
     /// Gives it a `Host` where it has none, since HTTP/1.1 asks for one.
     pub(super) fn or_host(&mut self, host: &str) {
         if !self.headers.contains_key(HOST) {

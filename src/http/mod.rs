@@ -22,7 +22,7 @@ mod upstream;
 use std::convert::Infallible;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -46,6 +46,7 @@ use self::respond::Refused;
 use self::tunnel::Handshake;
 use self::upstream::Upstreams;
 use crate::listen::{Admission, Listener, Load, Stream};
+use crate::observe::access_log::{AccessLog, RequestRecord};
 use crate::observe::metrics::{Held, Metrics, RequestLabels};
 use crate::pool::{Backend, Pool, dial};
 use crate::route::key::{RequestFacts, find_key};
@@ -160,15 +161,22 @@ pub struct Shared {
     pub snapshot: ArcSwap<Snapshot>,
     /// All counters.
     pub metrics: Arc<Metrics>,
+    /// Where requests and connections are written down.
+    pub access_log: AccessLog,
     /// When a failure to accept was last complained of, in Unix seconds.
     complained: AtomicI64,
 }
 
 impl Shared {
     /// Puts together what workers share.
-    pub fn new(proxy_id: Arc<str>, snapshot: Snapshot, metrics: Arc<Metrics>) -> Self {
+    pub fn new(
+        proxy_id: Arc<str>,
+        snapshot: Snapshot,
+        metrics: Arc<Metrics>,
+        access_log: AccessLog,
+    ) -> Self {
         let snapshot = ArcSwap::from_pointee(snapshot);
-        Self { proxy_id, snapshot, metrics, complained: AtomicI64::new(0) }
+        Self { proxy_id, snapshot, metrics, access_log, complained: AtomicI64::new(0) }
     }
 
     /// The fleet-wide id of a connection of this proxy.
@@ -263,25 +271,28 @@ impl Context {
         request: Request<Incoming>,
     ) -> Result<Response<Reply>, Infallible> {
         let answer = turn.answer();
-        let mut route_name: Arc<str> = Arc::from("");
+        let mut trace = Trace::new(&self.shared.access_log, accepted, &request);
         let metrics = &self.shared.metrics;
-        let answered = Box::pin(self.respond(accepted, request, &mut route_name)).await;
+        let answered = Box::pin(self.respond(accepted, request, &mut trace)).await;
+        let route_name = &trace.route;
+        let refused = answered.as_ref().err().map(Refused::label);
         let response = answered.unwrap_or_else(|refused| {
-            metrics.refuse(&route_name, refused.label());
+            metrics.refuse(route_name, refused.label());
             debug!(peer = %accepted.peer, route = %route_name, reason = refused.label(), "refused: {refused}");
             refused.response()
         });
         let labels =
             RequestLabels { route: route_name.to_string(), code: response.status().as_u16() };
         metrics.requests.get_or_create(&labels).inc();
-        Ok(response.map(|body| body.with_answer(answer)))
+        let record = trace.finish(response.status().as_u16(), refused);
+        Ok(response.map(|body| body.ending(answer, record)))
     }
 
     async fn respond(
         self: &Rc<Self>,
         accepted: &Rc<Accepted>,
         mut request: Request<Incoming>,
-        route_name: &mut Arc<str>,
+        trace: &mut Trace,
     ) -> Result<Response<Reply>, Refused> {
         let upgrade = hyper::upgrade::on(&mut request);
         let (parts, body) = request.into_parts();
@@ -296,7 +307,7 @@ impl Context {
             let found = snapshot.route(settings.name.as_deref(), host, parts.uri.path());
             Arc::clone(found.ok_or(Refused::NoRoute)?)
         };
-        *route_name = Arc::clone(&route.name);
+        trace.route = Arc::clone(&route.name);
         let peer = accepted.peer.ip();
         let client = headers::client_address(peer, &settings.trusted, &parts.headers);
         let facts = RequestFacts {
@@ -317,12 +328,13 @@ impl Context {
             local_port: accepted.listener.address.port(),
         };
         let head = RequestHead::new(parts, host, &facts);
+        trace.note_head(client, &head);
         if is_handshake {
             let accepted = Rc::clone(accepted);
             let handshake = Handshake { head, key, client, upgrade, accepted };
-            return tunnel::open(self, &route, handshake).await;
+            return tunnel::open(self, &route, handshake, trace).await;
         }
-        forward::forward(self, &route, key.as_ref(), head, body).await
+        forward::forward(self, &route, key.as_ref(), head, body, trace).await
     }
 
     /// A connect that failed: of the backend, or of our own.
@@ -333,6 +345,46 @@ impl Context {
         } else {
             debug!(pool = pool.name(), backend = backend.id(), %error, "can't connect");
         }
+    }
+}
+
+/// What is known of a request so far, for its metrics and its line in the access log.
+#[derive(Debug)]
+struct Trace {
+    /// Its route's name; empty where none has matched.
+    route: Arc<str>,
+    record: Option<Box<RequestRecord>>,
+}
+
+impl Trace {
+    fn new(log: &AccessLog, accepted: &Accepted, request: &Request<Incoming>) -> Self {
+        let record = log.is_on().then(|| {
+            let (peer, path) = (accepted.peer.ip(), request.uri().path());
+            let listener = &accepted.listener.label;
+            Box::new(RequestRecord::new(log, peer, listener, request.method(), path))
+        });
+        Self { route: Arc::from(""), record }
+    }
+
+    fn note_head(&mut self, client: IpAddr, head: &RequestHead) {
+        if let Some(record) = &mut self.record {
+            record.client = client;
+            record.request_id = head.request_id();
+        }
+    }
+
+    fn note_backend(&mut self, backend: &Backend) {
+        if let Some(record) = &mut self.record {
+            record.backend = Some(backend.id().to_owned());
+        }
+    }
+
+    fn finish(self, status: u16, refused: Option<&'static str>) -> Option<Box<RequestRecord>> {
+        let mut record = self.record?;
+        record.route = self.route;
+        record.status = status;
+        record.refused = refused;
+        Some(record)
     }
 }
 

@@ -25,13 +25,13 @@ use super::forward::passed_on;
 use super::gate::Gate;
 use super::head::RequestHead;
 use super::respond::Refused;
-use super::{Accepted, Context, Live, Route, headers, upstream};
+use super::{Accepted, Context, Live, Route, Trace, headers, upstream};
 use crate::listen::Stream;
+use crate::observe::access_log::{ConnectionLine, unix_millis};
 use crate::observe::metrics::{ConnectionLabels, Held};
 use crate::pool::backend::ConnectionGauge;
 use crate::pool::{Backend, Choice, Moved, Placement, Pool, Stay};
 use crate::route::key::Key;
-use crate::ws::close::CloseReason;
 use crate::ws::connection::Facts;
 use crate::ws::driver::{Driver, Ended, Nonce};
 use crate::ws::frame::ReservedBits;
@@ -66,6 +66,7 @@ pub(super) async fn open(
     context: &Rc<Context>,
     route: &Arc<Route>,
     handshake: Handshake,
+    trace: &mut Trace,
 ) -> Result<Response<Reply>, Refused> {
     let began = Instant::now();
     check_origin(route, handshake.head.headers())?;
@@ -81,7 +82,9 @@ pub(super) async fn open(
     let id = context.shared.connection_id(entry.connection().serial);
     let head = handshake.head.into_handshake(&id, handshake.key.as_ref());
     let mut opening = Opening { context, route, target, head };
-    let (upstream, answer) = match opening.shake_hands().await? {
+    let answered = opening.shake_hands().await;
+    trace.note_backend(opening.target.backend());
+    let (upstream, answer) = match answered? {
         Answer::Refusal(response) => return Ok(response),
         Answer::Switched(upstream, answer) => (upstream, answer),
     };
@@ -286,7 +289,7 @@ impl Tunnel {
         });
         let Some(client) = client else {
             // Gone before it had its 101.
-            return context.shared.metrics.closed(&route.name, CloseReason::ClientReset, false);
+            return context.shared.metrics.refuse(&route.name, "client_gone");
         };
         let labels = ConnectionLabels {
             route: route.name.to_string(),
@@ -324,6 +327,26 @@ fn ended_relay(context: &Context, route: &Route, id: &str, backend: &Backend, en
     let connection = entry.connection();
     let (messages_from_client, bytes_from_client) = connection.counts(Direction::FromClient);
     let (messages_from_backend, bytes_from_backend) = connection.counts(Direction::FromBackend);
+    let closed = ConnectionLine {
+        kind: "connection",
+        time: unix_millis(SystemTime::now()),
+        connection: id,
+        client: connection.facts.client,
+        route: &route.name,
+        pool: &route.pool_name,
+        backend: backend.id(),
+        key: connection.facts.key.as_deref(),
+        since: unix_millis(connection.facts.since),
+        by: reason.by().label(),
+        reason: reason.label(),
+        code: reason.code(),
+        cut: *cut,
+        messages_from_client,
+        bytes_from_client,
+        messages_from_backend,
+        bytes_from_backend,
+    };
+    context.shared.access_log.record(&closed);
     debug!(
         connection = id,
         route = %route.name,

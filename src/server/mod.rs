@@ -24,6 +24,7 @@ use crate::admin::{self, AdminError};
 use crate::config::Config;
 use crate::http::{Shared, Snapshot};
 use crate::listen::{Listener, Loads};
+use crate::observe::access_log::{AccessLog, OpenError};
 use crate::observe::metrics::{
     BackendLabels, BackendSample, Collect, Metrics, StateLabels, WorkerSample,
 };
@@ -37,6 +38,9 @@ pub(crate) use self::worker::{Query, Row};
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// How long a question to a worker may take.
 const ASK: Duration = Duration::from_secs(5);
+
+/// How long the last lines of the access log may take.
+const FLUSH: Duration = Duration::from_secs(2);
 
 /// Why a proxy did not start.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +58,9 @@ pub enum StartError {
     /// The admin address can't be bound.
     #[error(transparent)]
     Admin(#[from] AdminError),
+    /// The access log can't be opened.
+    #[error(transparent)]
+    AccessLog(#[from] OpenError),
     /// A worker can't start.
     #[error("can't start a worker")]
     Worker(#[source] io::Error),
@@ -96,7 +103,10 @@ impl Server {
         let metrics = Arc::new(Metrics::new(Box::new(Arc::clone(&collector))));
         let pools = build_pools(&config, &metrics, &inboxes);
         let snapshot = Snapshot::new(&config.routes, pools, &metrics);
-        let shared = Arc::new(Shared::new(proxy_id(&config.server.name), snapshot, metrics));
+        let dropped = metrics.access_log_dropped.clone();
+        let access_log = AccessLog::open(&config.server.access_log, dropped)?;
+        let proxy_id = proxy_id(&config.server.name);
+        let shared = Arc::new(Shared::new(proxy_id, snapshot, metrics, access_log));
         let fleet = Arc::new(Fleet {
             shared: Arc::clone(&shared),
             name: config.server.name.clone(),
@@ -239,6 +249,9 @@ impl Server {
         if tokio::time::timeout(left, watchers).await.is_err() {
             debug!("an answer of the admin API was cut");
         }
+        let log = self.fleet.shared.access_log.clone();
+        // An error here is a panic of the writer, which has been reported.
+        let _ = tokio::task::spawn_blocking(move || log.flush(FLUSH)).await;
         if cut > 0 {
             warn!(connections = cut, "stopped; time was over, what was left was cut");
         } else {

@@ -372,6 +372,8 @@ impl Relay {
     /// ours towards one backend are few.
     pub fn ends_sink(&self, direction: Direction) -> bool {
         match direction {
+            // A reset goes on as a reset.
+            _ if self.reset => false,
             Direction::FromClient => self.from_client.ended && !self.is_unsaid(&self.from_client),
             Direction::FromBackend => {
                 let ended = self.from_backend.ended && !self.is_unsaid(&self.from_backend);
@@ -694,6 +696,7 @@ mod tests {
     fn a_reset_of_the_client_resets_the_backend_unless_all_was_said() {
         let mut first = relay();
         first.client_reset();
+        assert!(!first.ends_sink(FromClient), "no end of stream before the reset");
         assert_eq!(first.ending(false, seconds(0)), Some(Ending::Reset));
         let mut second = relay();
         carry(&mut second, FromClient, CLOSE_OF_CLIENT, seconds(0));
