@@ -14,6 +14,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, error, info, warn};
@@ -33,6 +34,8 @@ use crate::shutdown::StopPlan;
 
 pub use crate::fleet::DeliverError;
 
+/// How long after the grace a worker may take to notice that it is over.
+const LATEST: Duration = Duration::from_secs(1);
 /// How long answers of the admin API may take that are under way when all else is over.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
@@ -215,15 +218,11 @@ impl Server {
         tokio::time::sleep(plan.delay).await;
         let over = Instant::now() + plan.grace;
         self.listeners.iter().for_each(|listener| listener.close());
-        for worker in &self.workers {
-            if worker.inbox.send(Message::Stop(plan)).await.is_err() {
-                error!("a worker had ended before it was told to");
-            }
-        }
-        let mut cut = 0;
-        for worker in self.workers.drain(..) {
-            cut += worker.ended().await;
-        }
+        let stopped = stop_workers(std::mem::take(&mut self.workers), plan);
+        let cut = tokio::time::timeout(plan.grace + LATEST, stopped).await.unwrap_or_else(|_| {
+            error!("a worker does not stop; it is left behind");
+            0
+        });
         self.stopping.send_replace(true);
         let left = over.saturating_duration_since(Instant::now()).min(LAST_ANSWERS);
         let watchers = async { while self.watchers.join_next().await.is_some() {} };
@@ -241,6 +240,20 @@ impl Server {
         }
         cut
     }
+}
+
+/// Tells all workers to stop and waits for them; tells how many connections were cut.
+async fn stop_workers(workers: Vec<WorkerHandle>, plan: StopPlan) -> usize {
+    for worker in &workers {
+        if worker.inbox.send(Message::Stop(plan)).await.is_err() {
+            error!("a worker had ended before it was told to");
+        }
+    }
+    let mut cut = 0;
+    for worker in workers {
+        cut += worker.ended().await;
+    }
+    cut
 }
 
 /// `NAME-TIME-RANDOM`: new at each start, and sorted by it.
@@ -271,15 +284,20 @@ fn build_pools(
     let observer: pool::Observer = {
         let metrics = Arc::clone(metrics);
         let inboxes = inboxes.to_vec();
-        Arc::new(move |event: &BackendEvent| backend_changed(event, &metrics, &inboxes))
+        let control = Handle::current();
+        Arc::new(move |event: &BackendEvent| {
+            note_change(event, &metrics);
+            if event.transition.to == State::Lost {
+                end_connections(event, &inboxes, &control);
+            }
+        })
     };
     let pools = config.pools.iter();
     pools.map(|settings| Pool::new(settings.clone(), Arc::clone(&observer))).collect()
 }
 
-/// Says once that a backend's state has changed, counts it, and ends the connections of one that
-/// is lost.
-fn backend_changed(event: &BackendEvent, metrics: &Metrics, inboxes: &[mpsc::Sender<Message>]) {
+/// Says once that a backend's state has changed, and counts it.
+fn note_change(event: &BackendEvent, metrics: &Metrics) {
     let BackendEvent { pool, backend, transition, detail } = event;
     let (from, to) = (transition.from.as_str(), transition.to.as_str());
     let cause = transition.cause.as_str();
@@ -301,14 +319,20 @@ fn backend_changed(event: &BackendEvent, metrics: &Metrics, inboxes: &[mpsc::Sen
     let labels =
         StateLabels { pool: pool.clone(), backend: id.to_owned(), outcome: to, reason: cause };
     metrics.backend_changes.get_or_create(&labels).inc();
-    if transition.to != State::Lost {
-        return;
-    }
-    for inbox in inboxes {
-        let message = Message::BackendLost { pool: pool.as_str().into(), backend: id.into() };
-        if inbox.try_send(message).is_err() {
-            error!(pool, backend = id, "a worker is too busy to end a lost backend's connections");
-        }
+}
+
+/// Has every worker end its connections to a backend that is lost. Whoever found out must not
+/// wait, and no worker may miss it: so the control runtime waits for a place in each inbox.
+fn end_connections(event: &BackendEvent, inboxes: &[mpsc::Sender<Message>], control: &Handle) {
+    let pool: Arc<str> = event.pool.as_str().into();
+    let backend: Arc<str> = event.backend.id().into();
+    for inbox in inboxes.iter().cloned() {
+        let message =
+            Message::BackendLost { pool: Arc::clone(&pool), backend: Arc::clone(&backend) };
+        control.spawn(async move {
+            // A worker that has ended has no connections.
+            let _ = inbox.send(message).await;
+        });
     }
 }
 

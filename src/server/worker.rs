@@ -31,6 +31,9 @@ use crate::ws::table::Table;
 
 /// So many connections are accepted in a row, then others get their turn.
 const ACCEPTS_PER_TURN: usize = 64;
+/// Turns of the runtime that cut connections get to write down how they ended. Each is enough for
+/// some sixty of them.
+const LAST_TURNS: usize = 4096;
 /// How long nothing is accepted when no descriptor is left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -185,7 +188,23 @@ impl Worker {
                 Some(message) = inbox.recv() => self.handle(message),
             }
         }
-        self.loads.of(self.index)
+        self.cut().await
+    }
+
+    /// Ends what is left, and tells how many client connections that was.
+    async fn cut(&self) -> usize {
+        let left = self.loads.of(self.index);
+        for connection in self.context.table.after(None, usize::MAX, |_| true) {
+            connection.cut(CloseReason::Shutdown);
+        }
+        // One turn of the runtime for each to say how it ended; requests under way are dropped.
+        for _ in 0..LAST_TURNS {
+            if self.context.table.is_empty() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        left
     }
 
     fn tick(&self) {
@@ -245,7 +264,10 @@ impl Worker {
                 client: connection.facts.client,
                 since: connection.facts.since,
                 counts: Direction::ALL.map(|direction| connection.counts(direction)),
-                last_activity: table.time_of(connection.last_activity()),
+                // The table's clock is a tick late at most: never before the beginning.
+                last_activity: table
+                    .time_of(connection.last_activity())
+                    .max(connection.facts.since),
             })
         });
         rows.collect()
