@@ -1,6 +1,8 @@
 //! What a client may send and how long it may take: heads that are late, too large or malformed,
 //! connections that idle, and too many of them.
 
+#![expect(clippy::unwrap_used, reason = "a test that can't go on has failed")]
+
 mod support;
 
 use std::io::Write;
@@ -11,7 +13,7 @@ use support::http::{self, header, read_head, status};
 use support::scripted::Scripted;
 use support::{Proxy, config, connect, eventually, read_to_end, send};
 
-const ANSWER: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+const ANSWER: &str = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok";
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n";
 
 /// A backend that answers everything, and a proxy before it.

@@ -1,6 +1,8 @@
 //! WebSocket handshakes: what a client may ask, what a backend may answer, and when the bytes
 //! behind them pass.
 
+#![expect(clippy::unwrap_used, reason = "a test that can't go on has failed")]
+
 mod support;
 
 use std::io::{ErrorKind, Read, Write};

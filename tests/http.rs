@@ -1,6 +1,8 @@
 //! Plain HTTP: what passes, how it is framed, where it goes, and what becomes of it when one side
 //! is slow or goes away.
 
+#![expect(clippy::unwrap_used, reason = "a test that can't go on has failed")]
+
 mod support;
 
 use std::io::{ErrorKind, Read, Write};
