@@ -9,8 +9,8 @@ use std::cell::Cell;
 use std::error::Error;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -36,6 +36,8 @@ pub struct Reply {
     answer: Option<Answer>,
     /// The backend has this request in flight until the answer is over.
     _in_flight: Option<RequestGauge>,
+    /// The request's body is given up when the answer is over.
+    unasked: Option<Unasked>,
     /// Written to the access log when the answer is over.
     record: Option<Box<RequestRecord>>,
 }
@@ -59,18 +61,24 @@ impl Reply {
     }
 
     /// The body of a backend's answer.
-    pub fn backend(body: Incoming, in_flight: Option<RequestGauge>) -> Self {
-        Self { _in_flight: in_flight, ..Self::new(Content::Backend(body)) }
+    pub fn backend(body: Incoming, in_flight: RequestGauge) -> Self {
+        Self { _in_flight: Some(in_flight), ..Self::new(Content::Backend(body)) }
     }
 
     fn new(content: Content) -> Self {
-        Self { content, answer: None, _in_flight: None, record: None }
+        Self { content, answer: None, _in_flight: None, unasked: None, record: None }
     }
 
     /// Ends `answer`, and writes `record` down, when this body has gone out.
     pub fn ending(mut self, answer: Answer, record: Option<Box<RequestRecord>>) -> Self {
         self.answer = Some(answer);
         self.record = record;
+        self
+    }
+
+    /// Gives up the body of the request when this one has gone out.
+    pub fn giving_up(mut self, unasked: Unasked) -> Self {
+        self.unasked = Some(unasked);
         self
     }
 
@@ -208,9 +216,11 @@ impl RequestBody {
 impl ClientBody {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if let Some(go_ahead) = &self.go_ahead {
-            let waited = self.timer.as_mut().poll(context).is_ready();
-            if !waited && go_ahead.poll(context).is_pending() {
-                return Poll::Pending;
+            if self.timer.as_mut().poll(context).is_ready() {
+                go_ahead.give();
+            }
+            if ready!(go_ahead.poll(context)) == Decision::GiveUp {
+                return Poll::Ready(Some(Err("nobody asked for the request body".into())));
             }
             self.go_ahead = None;
         }
@@ -274,7 +284,33 @@ impl Body for RequestBody {
 
 /// The backend's word that a client may send its body.
 #[derive(Clone, Debug, Default)]
-pub struct GoAhead(Arc<Mutex<(bool, Option<Waker>)>>);
+pub struct GoAhead(Arc<Mutex<GoAheadState>>);
+
+#[derive(Debug, Default)]
+struct GoAheadState {
+    word: Word,
+    waker: Option<Waker>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+enum Word {
+    /// Neither a 100 nor an answer came yet.
+    #[default]
+    None,
+    /// The body may come.
+    Given,
+    /// The answer came without a 100: the body is not to come.
+    Answered,
+    /// And that answer is over.
+    GivenUp,
+}
+
+/// What is decided about a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Decision {
+    GoAhead,
+    GiveUp,
+}
 
 impl GoAhead {
     /// Has it given by the backend's 100 to `request`.
@@ -287,20 +323,58 @@ impl GoAhead {
         });
     }
 
+    /// Takes note that the answer has come. Where nobody had asked for the body, nobody will: it
+    /// is given up when what this returns is dropped, and no sooner, since the connection to the
+    /// backend ends with it.
+    pub fn answered(&self) -> Option<Unasked> {
+        let mut state = self.state();
+        if !matches!(state.word, Word::None) {
+            return None;
+        }
+        state.word = Word::Answered;
+        Some(Unasked(self.clone()))
+    }
+
+    fn state(&self) -> MutexGuard<'_, GoAheadState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives it, unless the answer was first.
     fn give(&self) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        state.0 = true;
-        if let Some(waker) = state.1.take() {
-            waker.wake();
+        let mut state = self.state();
+        if matches!(state.word, Word::None) {
+            state.tell(Word::Given);
         }
     }
 
-    fn poll(&self, context: &Context<'_>) -> Poll<()> {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.0 {
-            return Poll::Ready(());
+    fn poll(&self, context: &Context<'_>) -> Poll<Decision> {
+        let mut state = self.state();
+        match state.word {
+            Word::Given => Poll::Ready(Decision::GoAhead),
+            Word::GivenUp => Poll::Ready(Decision::GiveUp),
+            Word::None | Word::Answered => {
+                state.waker = Some(context.waker().clone());
+                Poll::Pending
+            }
         }
-        state.1 = Some(context.waker().clone());
-        Poll::Pending
+    }
+}
+
+impl GoAheadState {
+    fn tell(&mut self, word: Word) {
+        self.word = word;
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+/// Held by an answer that came before anybody had asked for the request's body.
+#[derive(Debug)]
+pub struct Unasked(GoAhead);
+
+impl Drop for Unasked {
+    fn drop(&mut self) {
+        self.0.state().tell(Word::GivenUp);
     }
 }

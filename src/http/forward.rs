@@ -16,6 +16,7 @@ use super::head::RequestHead;
 use super::respond::Refused;
 use super::upstream::{self, Sender};
 use super::{Context, Route, Trace, headers};
+use crate::pool::backend::RequestGauge;
 use crate::pool::{Backend, Choice, Stay};
 use crate::route::key::Key;
 
@@ -41,8 +42,8 @@ pub(super) async fn forward(
     let mut exchange = Exchange { context, route, progress, go_ahead };
     let sent = exchange.send(&mut choice, head, body).await;
     trace.note_backend(choice.backend());
-    let (response, sender) = sent?;
-    exchange.pass_on(response, sender, choice.backend())
+    let (answered, sender) = sent?;
+    exchange.pass_on(answered, sender, choice.backend())
 }
 
 struct Exchange<'a> {
@@ -59,7 +60,7 @@ impl Exchange<'_> {
         choice: &mut Choice,
         mut head: RequestHead,
         body: RequestBody,
-    ) -> Result<(Response<Incoming>, Sender), Refused> {
+    ) -> Result<(Answered, Sender), Refused> {
         head.or_host(&choice.backend().address().to_string());
         let mut request = head.request(body);
         if let Some(go_ahead) = &self.go_ahead {
@@ -67,8 +68,11 @@ impl Exchange<'_> {
         }
         loop {
             let (mut sender, kept) = self.connect(choice).await?;
+            let in_flight = choice.backend().request();
             match self.attempt(&mut sender, request).await? {
-                Attempt::Answered(response) => return Ok((response, sender)),
+                Attempt::Answered(response) => {
+                    return Ok((Answered { response, in_flight }, sender));
+                }
                 // A kept connection was closed meanwhile; there are only so many of them.
                 Attempt::Unsent(unsent) if kept => request = *unsent,
                 Attempt::Unsent(_) => return Err(Refused::BrokeOff),
@@ -119,16 +123,23 @@ impl Exchange<'_> {
 
     fn pass_on(
         &self,
-        response: Response<Incoming>,
+        answered: Answered,
         sender: Sender,
         backend: &Arc<Backend>,
     ) -> Result<Response<Reply>, Refused> {
         self.route.pool.traffic_passed(backend);
-        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        if answered.response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Err(Refused::BadAnswer("a 101 that was not asked for".to_owned()));
         }
         upstream::keep_when_idle(&self.context.upstreams, &self.context.tasks, backend, sender);
-        Ok(passed_on(response, backend))
+        let mut response = answered.passed_on();
+        if let Some(unasked) = self.go_ahead.as_ref().and_then(GoAhead::answered) {
+            // The client may still send its body, or not: nobody can tell where its next request
+            // would begin.
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            response = response.map(|body| body.giving_up(unasked));
+        }
+        Ok(response)
     }
 }
 
@@ -139,22 +150,32 @@ enum Attempt {
     Unsent(Box<Request<RequestBody>>),
 }
 
-/// A backend's answer as its client may see it.
-pub(super) fn passed_on(response: Response<Incoming>, backend: &Arc<Backend>) -> Response<Reply> {
-    let (mut parts, body) = response.into_parts();
-    let upgrades: Vec<HeaderValue> = match parts.status {
-        // The protocols that it asks for are the very point of it (RFC 9110 section 15.5.22).
-        StatusCode::UPGRADE_REQUIRED => parts.headers.get_all(UPGRADE).iter().cloned().collect(),
-        _ => Vec::new(),
-    };
-    headers::remove_hop_by_hop(&mut parts.headers);
-    for protocol in upgrades {
-        parts.headers.append(UPGRADE, protocol);
-        parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+/// A backend's answer, whose body is still to come.
+pub(super) struct Answered {
+    pub(super) response: Response<Incoming>,
+    /// Counts the request until the answer is over.
+    pub(super) in_flight: RequestGauge,
+}
+
+impl Answered {
+    /// The answer as its client may see it.
+    pub(super) fn passed_on(self) -> Response<Reply> {
+        let (mut parts, body) = self.response.into_parts();
+        let upgrades: Vec<HeaderValue> = match parts.status {
+            // The protocols that it asks for are the very point of it (RFC 9110 section 15.5.22).
+            StatusCode::UPGRADE_REQUIRED => {
+                parts.headers.get_all(UPGRADE).iter().cloned().collect()
+            }
+            _ => Vec::new(),
+        };
+        headers::remove_hop_by_hop(&mut parts.headers);
+        for protocol in upgrades {
+            parts.headers.append(UPGRADE, protocol);
+            parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        }
+        headers::strip_steadfast(&mut parts.headers);
+        parts.version = Version::HTTP_11;
+        parts.extensions.clear();
+        Response::from_parts(parts, Reply::backend(body, self.in_flight))
     }
-    headers::strip_steadfast(&mut parts.headers);
-    parts.version = Version::HTTP_11;
-    parts.extensions.clear();
-    let body = Reply::backend(body, Some(backend.request()));
-    Response::from_parts(parts, body)
 }

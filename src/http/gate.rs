@@ -64,6 +64,8 @@ pub struct Turn(Arc<Mutex<TurnState>>);
 #[derive(Debug, Default)]
 struct TurnState {
     answered: bool,
+    /// The answer was a 101: what follows is no HTTP.
+    switched: bool,
     waker: Option<Waker>,
 }
 
@@ -73,14 +75,20 @@ impl Turn {
         Answer(self.clone())
     }
 
+    /// Has the gate hand nothing on any more, and judge nothing: the answer to come is a 101. What
+    /// the client sends from now on leaves by [`Gate::into_parts`].
+    pub fn switch(&self) {
+        self.state().switched = true;
+    }
+
     fn state(&self) -> std::sync::MutexGuard<'_, TurnState> {
-        // Two plain fields: whole after any panic. Never contended, since all is on one thread.
+        // Plain fields: whole after any panic. Never contended, since all is on one thread.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn poll_answered(&self, context: &Context<'_>) -> Poll<()> {
         let mut state = self.state();
-        if std::mem::take(&mut state.answered) {
+        if !state.switched && std::mem::take(&mut state.answered) {
             return Poll::Ready(());
         }
         state.waker = Some(context.waker().clone());
@@ -286,6 +294,7 @@ impl Gate {
                 Ok(taken) => *cleared += taken,
                 Err(refusal) => {
                     self.metrics.refuse("", label(refusal));
+                    self.phase = Phase::Over;
                     return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, refusal)));
                 }
             }
@@ -433,5 +442,81 @@ fn label(refusal: Refusal) -> &'static str {
     match refusal {
         Refusal::TooLarge | Refusal::TooManyHeaders | Refusal::TargetTooLong => "head_too_large",
         Refusal::Bad(_) | Refusal::NotImplemented(_) | Refusal::Version => "bad_request",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::observe::metrics::{BackendSample, Collect, WorkerSample};
+
+    #[derive(Debug)]
+    struct Nothing;
+
+    impl Collect for Nothing {
+        fn backends(&self) -> Vec<BackendSample> {
+            Vec::new()
+        }
+        fn workers(&self) -> WorkerSample {
+            WorkerSample::default()
+        }
+        fn placed_keys(&self) -> Vec<(String, u64)> {
+            Vec::new()
+        }
+        fn descriptors(&self) -> (u64, u64) {
+            (0, 0)
+        }
+    }
+
+    const SOON: Duration = Duration::from_secs(10);
+    const A_WHILE: Duration = Duration::from_millis(100);
+
+    async fn gate() -> (TcpStream, Gate, Turn) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let limits =
+            GateLimits { header: SOON, idle: SOON, head: HeadLimits { bytes: 1024, headers: 10 } };
+        let (turn, metrics) = (Turn::default(), Arc::new(Metrics::new(Box::new(Nothing))));
+        let gate = Gate::new(Stream::Tcp(stream), limits, turn.clone(), metrics);
+        (client, gate, turn)
+    }
+
+    async fn read(gate: &mut Gate) -> io::Result<Vec<u8>> {
+        let mut buffer = vec![0; 1024];
+        let count = timeout(SOON, gate.read(&mut buffer)).await.unwrap()?;
+        buffer.truncate(count);
+        Ok(buffer)
+    }
+
+    #[tokio::test]
+    async fn what_follows_a_101_is_kept_and_not_judged() {
+        let (mut client, mut gate, turn) = gate().await;
+        let head = b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n";
+        // No head could begin like this.
+        let frames = [0x81, 0x01, 0x00, 0x0a];
+        client.write_all(&[&head[..], &frames].concat()).await.unwrap();
+        assert_eq!(read(&mut gate).await.unwrap(), head);
+        let answer = turn.answer();
+        turn.switch();
+        drop(answer);
+        assert!(timeout(A_WHILE, read(&mut gate)).await.is_err());
+        let (_stream, behind) = gate.into_parts();
+        assert_eq!(behind, frames);
+        assert!(client.try_read(&mut [0]).is_err(), "the client was told something");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_handed_on_behind_a_malformed_chunk() {
+        let (mut client, mut gate, _turn) = gate().await;
+        let head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+        client.write_all(&[&head[..], b"2\r\nokx0\r\n\r\n"].concat()).await.unwrap();
+        assert_eq!(read(&mut gate).await.unwrap(), head);
+        assert!(read(&mut gate).await.is_err());
+        assert_eq!(read(&mut gate).await.unwrap(), b"");
     }
 }

@@ -31,7 +31,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use http::header::{HOST, HeaderValue};
-use http::{Method, Request, Response, Version};
+use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -281,6 +281,9 @@ impl Context {
             debug!(peer = %accepted.peer, route = %route_name, reason = refused.label(), "refused: {refused}");
             refused.response()
         });
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            turn.switch();
+        }
         let labels =
             RequestLabels { route: route_name.to_string(), code: response.status().as_u16() };
         metrics.requests.get_or_create(&labels).inc();

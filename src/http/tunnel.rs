@@ -21,7 +21,7 @@ use hyper_util::rt::TokioIo;
 use tracing::debug;
 
 use super::body::{Reply, RequestBody};
-use super::forward::passed_on;
+use super::forward::Answered;
 use super::gate::Gate;
 use super::head::RequestHead;
 use super::respond::Refused;
@@ -220,6 +220,7 @@ impl Opening<'_> {
         let backend = Arc::clone(self.target.backend());
         let limit = self.route.pool.settings().handshake_timeout;
         let request = self.head.request(RequestBody::Empty);
+        let in_flight = backend.request();
         let answered = tokio::time::timeout(limit, sender.send_request(request)).await;
         let outcome = match answered {
             Err(_) => Err(Refused::TimedOut),
@@ -227,7 +228,7 @@ impl Opening<'_> {
             Ok(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 self.switch(response, &backend).await
             }
-            Ok(Ok(response)) => Ok(Answer::Refusal(passed_on(response, &backend))),
+            Ok(Ok(response)) => Ok(Answer::Refusal(Answered { response, in_flight }.passed_on())),
         };
         match &outcome {
             Ok(_) => self.route.pool.traffic_passed(&backend),

@@ -36,7 +36,7 @@ pub struct Backend {
 pub struct Counters {
     /// Connections begun.
     pub connections: AtomicU64,
-    /// Plain requests begun.
+    /// Plain requests and handshakes begun.
     pub requests: AtomicU64,
     /// Connects and handshakes of clients that the backend failed.
     pub traffic_failures: AtomicU64,
@@ -87,14 +87,14 @@ impl Backend {
         then(&mut self.verdict.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Counts a connection from before its handshake until the guard is dropped.
+    /// Counts a connection from its 101 until the guard is dropped.
     pub fn connection(self: &Arc<Self>) -> ConnectionGauge {
         self.counters.connections.fetch_add(1, Ordering::Relaxed);
         self.connections.fetch_add(1, Ordering::Relaxed);
         ConnectionGauge(Arc::clone(self))
     }
 
-    /// Counts a plain request until the guard is dropped.
+    /// Counts a plain request or a handshake, from when it is sent, until the guard is dropped.
     pub fn request(self: &Arc<Self>) -> RequestGauge {
         self.counters.requests.fetch_add(1, Ordering::Relaxed);
         self.requests.fetch_add(1, Ordering::Relaxed);
@@ -146,12 +146,12 @@ impl Backend {
         self.with_verdict(|verdict| verdict.since())
     }
 
-    /// Connections that it has now, also those whose handshake is under way.
+    /// Connections that it has now.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
     }
 
-    /// Plain requests in flight.
+    /// Plain requests and handshakes in flight.
     pub fn requests(&self) -> usize {
         self.requests.load(Ordering::Relaxed)
     }

@@ -104,19 +104,58 @@ fn read_body(mut stream: &TcpStream, answer: &Answer) -> Vec<u8> {
     }
 }
 
-fn read_chunks(mut stream: &TcpStream) -> Vec<u8> {
+fn read_chunks(stream: &TcpStream) -> Vec<u8> {
     let mut body = Vec::new();
     loop {
-        let size = usize::from_str_radix(&read_line(stream), 16).unwrap();
-        if size == 0 {
-            while !read_line(stream).is_empty() {}
+        let chunk = read_chunk(stream);
+        if chunk.is_empty() {
+            read_trailers(stream);
             return body;
         }
-        let mut chunk = vec![0; size];
-        stream.read_exact(&mut chunk).unwrap();
         body.extend(chunk);
+    }
+}
+
+/// One chunk as it goes over the wire.
+pub fn chunk(payload: &str) -> Vec<u8> {
+    format!("{:x}\r\n{payload}\r\n", payload.len()).into_bytes()
+}
+
+/// Reads one chunk; empty: the last, behind which come the trailers.
+#[track_caller]
+pub fn read_chunk(mut stream: &TcpStream) -> Vec<u8> {
+    let size = usize::from_str_radix(&read_line(stream), 16).unwrap();
+    let mut chunk = vec![0; size];
+    stream.read_exact(&mut chunk).unwrap();
+    if size > 0 {
         assert_eq!(read_line(stream), "");
     }
+    chunk
+}
+
+/// Reads trailers and the empty line that ends a message.
+pub fn read_trailers(stream: &TcpStream) -> Vec<String> {
+    std::iter::repeat_with(|| read_line(stream)).take_while(|line| !line.is_empty()).collect()
+}
+
+/// Reads exactly so many bytes, as text.
+#[track_caller]
+pub fn read_text(mut stream: &TcpStream, length: usize) -> String {
+    let mut bytes = vec![0; length];
+    stream.read_exact(&mut bytes).unwrap();
+    String::from_utf8(bytes).unwrap()
+}
+
+/// The value of a header in a head; of several the first.
+pub fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+    headers(head, name).first().copied()
+}
+
+/// The values of all header lines of that name.
+pub fn headers<'a>(head: &'a str, name: &str) -> Vec<&'a str> {
+    let lines = head.lines().skip(1).filter_map(|line| line.split_once(':'));
+    let named = lines.filter(|(found, _)| found.eq_ignore_ascii_case(name));
+    named.map(|(_, value)| value.trim()).collect()
 }
 
 /// Reads a line, without its end.

@@ -232,6 +232,15 @@ impl Proxy {
         serde_json::from_slice(&answer.body).unwrap()
     }
 
+    /// Memory in KiB as the kernel counts it: `VmRSS` now, `VmHWM` at the most so far.
+    #[track_caller]
+    pub fn memory_kib(&self, field: &str) -> usize {
+        let status = format!("/proc/{}/status", self.process.pid());
+        let status = std::fs::read_to_string(status).unwrap();
+        let line = status.lines().find(|line| line.starts_with(field)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
     /// The sum of a metric over all its samples that have all of these labels.
     pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let page = http::get(self.admin, "/metrics").text();

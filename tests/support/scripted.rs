@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 
+use socket2::{Domain, Socket, Type};
+
 use super::http::read_head;
 use super::ws::ACCEPT;
 use super::{DEADLINE, send};
@@ -50,6 +52,14 @@ impl Scripted {
         })
     }
 
+    /// One that hands every connection over as it comes, with nothing read.
+    pub fn accepting() -> (Self, Accepted) {
+        let (sender, receiver) = channel();
+        let sender = Mutex::new(sender);
+        let backend = Self::start(move |stream| drop(sender.lock().unwrap().send(stream)));
+        (backend, Accepted(receiver))
+    }
+
     /// One that opens WebSockets and hands each over, with the head of its handshake.
     pub fn opening() -> (Self, Handed) {
         Self::opening_with("")
@@ -84,5 +94,39 @@ impl Handed {
     #[track_caller]
     pub fn next(&self) -> (TcpStream, String) {
         self.0.recv_timeout(DEADLINE).expect("no WebSocket was opened")
+    }
+}
+
+/// Connections to a backend, in the order in which they came.
+pub struct Accepted(Receiver<TcpStream>);
+
+impl Accepted {
+    /// The next one.
+    #[track_caller]
+    pub fn next(&self) -> TcpStream {
+        self.0.recv_timeout(DEADLINE).expect("no connection came")
+    }
+
+    /// The next one, and the head of its first request.
+    #[track_caller]
+    pub fn next_request(&self) -> (TcpStream, String) {
+        let stream = self.next();
+        let head = read_head(&stream);
+        (stream, head)
+    }
+}
+
+/// An address that refuses connections: its port is taken, but nobody listens there.
+pub struct Refusing {
+    pub address: SocketAddr,
+    _socket: Socket,
+}
+
+impl Refusing {
+    pub fn new() -> Self {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        let address = socket.local_addr().unwrap().as_socket().unwrap();
+        Self { address, _socket: socket }
     }
 }
