@@ -12,12 +12,25 @@ mod problem;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::net::TcpListener;
-use tracing::error;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tracing::{debug, warn};
 
 use crate::config::Secret;
 use crate::fleet::Fleet;
+
+/// Connections that are served at a time; more wait to be accepted.
+const CONNECTIONS: usize = 64;
+/// How long a request head may take.
+const HEAD: Duration = Duration::from_secs(10);
+/// How long nothing is accepted when no descriptor is left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The admin address can't be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -63,9 +76,59 @@ impl Admin {
 
     /// Serves until `stop` resolves; answers under way are finished.
     pub(crate) async fn serve(self, stop: impl Future<Output = ()> + Send + 'static) {
-        let served = axum::serve(self.listener, self.router).with_graceful_shutdown(stop).await;
-        if let Err(error) = served {
-            error!(%error, "the admin API has ended");
+        let stopping = watch::Sender::new(false);
+        let mut connections = JoinSet::new();
+        let mut stop = std::pin::pin!(stop);
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        loop {
+            let accepted = async {
+                // Never closed.
+                let place = Arc::clone(&places).acquire_owned().await;
+                (place, self.listener.accept().await)
+            };
+            tokio::select! {
+                () = &mut stop => break,
+                Some(_) = connections.join_next() => {}
+                (place, accepted) = accepted => match accepted {
+                    Ok((stream, _)) => {
+                        let served = serve(stream, self.router.clone(), stopping.subscribe());
+                        connections.spawn(async move {
+                            let _place = place;
+                            served.await;
+                        });
+                    }
+                    Err(error) => {
+                        warn!(%error, "the admin API can't accept connections");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+            }
         }
+        stopping.send_replace(true);
+        while connections.join_next().await.is_some() {}
+    }
+}
+
+/// Serves one connection; when told to stop, an answer under way is finished.
+async fn serve(stream: TcpStream, router: axum::Router, mut stopping: watch::Receiver<bool>) {
+    let service = TowerToHyperService::new(router);
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    let told = async {
+        // A sender that is gone means the same.
+        let _ = stopping.wait_for(|stopping| *stopping).await;
+    };
+    let served = tokio::select! {
+        served = connection.as_mut() => served,
+        () = told => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = served {
+        debug!(%error, "a connection to the admin API ended early");
     }
 }

@@ -31,7 +31,7 @@ pub(super) async fn forward(
     key: Option<&Key>,
     head: RequestHead,
     body: Incoming,
-    trace: &mut Trace,
+    trace: &mut Trace<'_>,
 ) -> Result<Response<Reply>, Refused> {
     let mut choice = match key {
         Some(key) => route.pool.lookup(key.as_str())?,

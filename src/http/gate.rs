@@ -293,7 +293,7 @@ impl Gate {
             match scanner.feed(&self.buffer[self.start + *cleared..]) {
                 Ok(taken) => *cleared += taken,
                 Err(refusal) => {
-                    self.metrics.refuse("", label(refusal));
+                    // Counted by whoever reads the body.
                     self.phase = Phase::Over;
                     return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, refusal)));
                 }

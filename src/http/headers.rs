@@ -24,6 +24,8 @@ use http::header::{
 use http::{HeaderMap, HeaderValue};
 use ipnet::IpNet;
 
+use crate::fields::{list, list_has, only};
+
 /// The id by which logs of several systems name one request.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Every client and proxy that the request came by, the nearest last.
@@ -204,31 +206,6 @@ pub fn ensure_request_id(
 
 fn is_request_id(id: &HeaderValue) -> bool {
     (1..=LONGEST_REQUEST_ID).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
-}
-
-/// The value of a header that stands there exactly once.
-pub fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
-    let mut values = headers.get_all(name).iter();
-    let value = values.next()?;
-    values.next().is_none().then_some(value)
-}
-
-/// The elements of a comma separated header, over all its lines (RFC 9110 section 5.6.1), without
-/// the space around them. Empty ones are left out, as are whole lines that are not ASCII. For
-/// lists of tokens: it doesn't know of quotes.
-pub fn list<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
-    headers
-        .get_all(name)
-        .iter()
-        .filter_map(|line| line.to_str().ok())
-        .flat_map(|line| line.split(','))
-        .map(|token| token.trim_matches([' ', '\t']))
-        .filter(|token| !token.is_empty())
-}
-
-/// Tells whether a comma separated header has this token, in upper or lower case.
-pub fn list_has(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
-    list(headers, name).any(|found| found.eq_ignore_ascii_case(token))
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use http::header::{HOST, HeaderValue};
-use http::{Method, Request, Response, StatusCode, Version};
+use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -271,23 +271,19 @@ impl Context {
         request: Request<Incoming>,
     ) -> Result<Response<Reply>, Infallible> {
         let answer = turn.answer();
-        let mut trace = Trace::new(&self.shared.access_log, accepted, &request);
-        let metrics = &self.shared.metrics;
+        let mut trace = Trace::new(&self.shared, accepted, &request);
         let answered = Box::pin(self.respond(accepted, request, &mut trace)).await;
-        let route_name = &trace.route;
         let refused = answered.as_ref().err().map(Refused::label);
         let response = answered.unwrap_or_else(|refused| {
-            metrics.refuse(route_name, refused.label());
-            debug!(peer = %accepted.peer, route = %route_name, reason = refused.label(), "refused: {refused}");
+            let (route, reason) = (&trace.route, refused.label());
+            trace.metrics.refuse(route, reason);
+            debug!(peer = %accepted.peer, route = %route, reason, "refused: {refused}");
             refused.response()
         });
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             turn.switch();
         }
-        let labels =
-            RequestLabels { route: route_name.to_string(), code: response.status().as_u16() };
-        metrics.requests.get_or_create(&labels).inc();
-        let record = trace.finish(response.status().as_u16(), refused);
+        let record = trace.answer(response.status(), refused);
         Ok(response.map(|body| body.ending(answer, record)))
     }
 
@@ -295,13 +291,10 @@ impl Context {
         self: &Rc<Self>,
         accepted: &Rc<Accepted>,
         mut request: Request<Incoming>,
-        trace: &mut Trace,
+        trace: &mut Trace<'_>,
     ) -> Result<Response<Reply>, Refused> {
         let upgrade = hyper::upgrade::on(&mut request);
         let (parts, body) = request.into_parts();
-        if parts.method == Method::CONNECT {
-            return Err(Refused::Connect);
-        }
         let host = host_of(&parts)?;
         let settings = &accepted.listener.settings;
         let route = {
@@ -351,22 +344,26 @@ impl Context {
     }
 }
 
-/// What is known of a request so far, for its metrics and its line in the access log.
+/// What is known of a request so far, for its metrics and its line in the access log. One that is
+/// dropped before its answer is one whose client went away.
 #[derive(Debug)]
-struct Trace {
+struct Trace<'a> {
+    metrics: &'a Metrics,
     /// Its route's name; empty where none has matched.
     route: Arc<str>,
     record: Option<Box<RequestRecord>>,
+    answered: bool,
 }
 
-impl Trace {
-    fn new(log: &AccessLog, accepted: &Accepted, request: &Request<Incoming>) -> Self {
+impl<'a> Trace<'a> {
+    fn new(shared: &'a Shared, accepted: &Accepted, request: &Request<Incoming>) -> Self {
+        let log = &shared.access_log;
         let record = log.is_on().then(|| {
             let (peer, path) = (accepted.peer.ip(), request.uri().path());
             let listener = &accepted.listener.label;
             Box::new(RequestRecord::new(log, peer, listener, request.method(), path))
         });
-        Self { route: Arc::from(""), record }
+        Self { metrics: &shared.metrics, route: Arc::from(""), record, answered: false }
     }
 
     fn note_head(&mut self, client: IpAddr, head: &RequestHead) {
@@ -382,12 +379,29 @@ impl Trace {
         }
     }
 
-    fn finish(self, status: u16, refused: Option<&'static str>) -> Option<Box<RequestRecord>> {
-        let mut record = self.record?;
-        record.route = self.route;
-        record.status = status;
+    /// Notes the answer, and gives the record to whoever knows when that is over.
+    fn answer(
+        &mut self,
+        status: StatusCode,
+        refused: Option<&'static str>,
+    ) -> Option<Box<RequestRecord>> {
+        self.answered = true;
+        let code = status.as_u16();
+        let labels = RequestLabels { route: self.route.to_string(), code };
+        self.metrics.requests.get_or_create(&labels).inc();
+        let mut record = self.record.take()?;
+        record.route = Arc::clone(&self.route);
+        record.status = Some(code);
         record.refused = refused;
         Some(record)
+    }
+}
+
+impl Drop for Trace<'_> {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.metrics.refuse(&self.route, "client_gone");
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 //! One place turns a failure into a status, a text for a person and a metric label. An answer of a
 //! backend never comes through here: it reaches its client as it is.
 
-use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_VERSION};
+use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_VERSION};
 use http::{Response, StatusCode};
 
 use super::body::Reply;
@@ -17,9 +17,6 @@ pub(super) enum Refused {
     /// No `Host`, or several, where there must be one (RFC 9112 section 3.2).
     #[error("the request must have exactly one Host")]
     Host,
-    /// A method that a reverse proxy does not serve.
-    #[error("CONNECT is not served")]
-    Connect,
     /// No route is for this host and path.
     #[error("no route is for this host and path")]
     NoRoute,
@@ -75,7 +72,6 @@ impl Refused {
     pub(super) fn status(&self) -> StatusCode {
         match self {
             Self::Host | Self::Key(_) | Self::BodyBroken => StatusCode::BAD_REQUEST,
-            Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::Handshake(error) => error.status(),
             Self::Origin => StatusCode::FORBIDDEN,
@@ -90,7 +86,6 @@ impl Refused {
     pub(super) fn label(&self) -> &'static str {
         match self {
             Self::Host => "bad_request",
-            Self::Connect => "connect_method",
             Self::NoRoute => "no_route",
             Self::Key(_) => "bad_key",
             Self::Handshake(_) => "bad_handshake",
@@ -115,12 +110,6 @@ impl Refused {
         match self {
             Self::NoBackend | Self::RouteFull => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
-            }
-            Self::Connect => {
-                headers.insert(
-                    ALLOW,
-                    HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
-                );
             }
             Self::Handshake(error) if error.status() == StatusCode::UPGRADE_REQUIRED => {
                 headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));

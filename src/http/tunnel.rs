@@ -66,7 +66,7 @@ pub(super) async fn open(
     context: &Rc<Context>,
     route: &Arc<Route>,
     handshake: Handshake,
-    trace: &mut Trace,
+    trace: &mut Trace<'_>,
 ) -> Result<Response<Reply>, Refused> {
     let began = Instant::now();
     check_origin(route, handshake.head.headers())?;

@@ -23,6 +23,8 @@ use crate::shutdown::Tasks;
 const KEPT: Duration = Duration::from_secs(4);
 /// Idle connections of one worker to one backend; more are closed after their answer.
 const KEPT_PER_BACKEND: usize = 64;
+/// The most header lines of an answer.
+const ANSWER_HEADERS: usize = 256;
 /// The largest head of an answer, and what hyper may read ahead of a body.
 const BUFFER_BYTES: usize = 64 * 1024;
 
@@ -121,6 +123,7 @@ pub(super) async fn connect(
     })?;
     let (sender, connection) = http1::Builder::new()
         .max_buf_size(BUFFER_BYTES)
+        .max_headers(ANSWER_HEADERS)
         .handshake(TokioIo::new(Stream::Tcp(stream)))
         .await
         .map_err(io::Error::other)?;

@@ -9,10 +9,8 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::net::TcpStream;
+use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{Limits, ListenerSettings};
 
@@ -75,23 +73,6 @@ impl Listener {
     pub fn close(&self) {
         self.socket.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
-}
-
-/// Sets what every client connection needs: no delay of small writes, and an end of silent
-/// peers within `keepalive`.
-///
-/// # Errors
-///
-/// The connection is gone already.
-pub fn prepare(stream: &TcpStream, keepalive: Duration) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let socket = SockRef::from(stream);
-    let probes = 3;
-    let interval = (keepalive / (probes + 1)).max(Duration::from_secs(1));
-    let setting =
-        TcpKeepalive::new().with_time(interval).with_interval(interval).with_retries(probes);
-    socket.set_tcp_keepalive(&setting)?;
-    socket.set_tcp_user_timeout(Some(keepalive))
 }
 
 /// The address of a peer: one that is IPv4 within IPv6 counts as IPv4.

@@ -9,7 +9,7 @@ mod accept;
 mod limits;
 mod stream;
 
-pub use accept::{Listener, Load, Loads, canonical, prepare};
+pub use accept::{Listener, Load, Loads, canonical};
 pub use limits::{Admission, Limits, OverLimit};
 pub use stream::Stream;
 

@@ -141,8 +141,9 @@ struct RequestLine<'a> {
     route: &'a str,
     backend: Option<&'a str>,
     request_id: Option<&'a str>,
-    status: u16,
-    /// Why the proxy itself answered; null: the backend did.
+    /// Null: the client went away before there was an answer.
+    status: Option<u16>,
+    /// Why the proxy itself answered; null: the backend did, or nobody.
     refused: Option<&'static str>,
     /// Bytes of the answer's body.
     bytes: u64,
@@ -168,8 +169,8 @@ pub struct RequestRecord {
     pub backend: Option<String>,
     /// Its `X-Request-Id`, as the backend saw it.
     pub request_id: Option<String>,
-    /// The status of the answer.
-    pub status: u16,
+    /// The status of the answer; `None` until there is one.
+    pub status: Option<u16>,
     /// Why the proxy itself answered.
     pub refused: Option<&'static str>,
     /// Bytes of the answer's body so far.
@@ -195,7 +196,7 @@ impl RequestRecord {
             route: Arc::from(""),
             backend: None,
             request_id: None,
-            status: 0,
+            status: None,
             refused: None,
             bytes: 0,
         }
@@ -205,7 +206,7 @@ impl RequestRecord {
 impl Drop for RequestRecord {
     fn drop(&mut self) {
         // A WebSocket is written down when it closes.
-        if self.status == 101 {
+        if self.status == Some(101) {
             return;
         }
         self.log.record(&RequestLine {

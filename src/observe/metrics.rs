@@ -60,7 +60,7 @@ pub struct DirectionLabels {
     pub direction: &'static str,
 }
 
-/// The labels of answers to plain requests.
+/// The labels of answers.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RequestLabels {
     /// The route's name; empty where none matched.
@@ -134,7 +134,7 @@ pub struct Metrics {
     pub connections_opened: Family<ConnectionLabels, Counter>,
     /// From a handshake's head to the 101.
     pub handshake_seconds: Family<RouteLabel, Histogram, fn() -> Histogram>,
-    /// Answers to plain requests.
+    /// Answers to requests, handshakes included.
     pub requests: Family<RequestLabels, Counter>,
     /// Requests and connections that the proxy itself refused.
     pub refused: Family<RefusedLabels, Counter>,
@@ -200,7 +200,7 @@ impl Metrics {
         registry.register("client_connections", "Open client connections", self.clients.clone());
         registry.register(
             "requests",
-            "Plain HTTP requests by the status of their answer",
+            "Requests by the status of their answer, handshakes included",
             self.requests.clone(),
         );
         registry.register(

@@ -14,11 +14,11 @@ use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, timeout_at};
 
 use super::BackendAddress;
+use crate::tcp;
 
 /// A name that could not be looked up; the cause of an `io::Error`.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +50,7 @@ pub async fn connect(
             connect_any(&look_up(name, *port, deadline).await?, deadline).await?
         }
     };
-    prepare(&stream, keepalive)?;
+    tcp::prepare(&stream, keepalive)?;
     Ok(stream)
 }
 
@@ -100,24 +100,6 @@ async fn connect_one(address: SocketAddr, deadline: Instant) -> io::Result<TcpSt
     timeout_at(deadline, TcpStream::connect(address)).await?
 }
 
-/// Sets what every long-lived connection of the proxy needs; `keepalive` as for [`connect`].
-///
-/// # Errors
-///
-/// What the system says to a socket option.
-pub fn prepare(stream: &TcpStream, keepalive: Duration) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    if keepalive.is_zero() {
-        return Ok(());
-    }
-    let socket = SockRef::from(stream);
-    // Linux counts these in whole seconds, and takes 0 for an error.
-    let whole = |duration: Duration| duration.max(Duration::from_secs(1));
-    let probes = TcpKeepalive::new().with_time(whole(keepalive));
-    socket.set_tcp_keepalive(&probes.with_interval(whole(keepalive / 3)))?;
-    socket.set_tcp_user_timeout(Some(keepalive))
-}
-
 /// Whether an error is the proxy's own: no port, no descriptor, no memory for a socket.
 ///
 /// Such a failure must never count against a backend.
@@ -138,6 +120,7 @@ pub fn is_unreachable(error: &io::Error) -> bool {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use socket2::SockRef;
     use std::net::TcpListener as StdListener;
 
     use socket2::{Domain, Socket, Type};

@@ -326,7 +326,8 @@ fn note_change(event: &BackendEvent, metrics: &Metrics) {
 fn end_connections(event: &BackendEvent, inboxes: &[mpsc::Sender<Message>], control: &Handle) {
     let pool: Arc<str> = event.pool.as_str().into();
     let backend: Arc<str> = event.backend.id().into();
-    for inbox in inboxes.iter().cloned() {
+    for inbox in inboxes {
+        let inbox = inbox.clone();
         let message =
             Message::BackendLost { pool: Arc::clone(&pool), backend: Arc::clone(&backend) };
         control.spawn(async move {

@@ -342,7 +342,7 @@ impl Accepter {
             Ok(admission) => admission,
             Err(over) => return metrics.refuse("", over.label()),
         };
-        if let Err(error) = crate::listen::prepare(&stream, self.listener.settings.keepalive) {
+        if let Err(error) = crate::tcp::prepare(&stream, self.listener.settings.keepalive) {
             return debug!(%error, "a client was gone before it was served");
         }
         let worker = self.loads.choose(self.index);

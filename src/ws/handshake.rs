@@ -22,7 +22,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 use sha1::{Digest, Sha1};
 
 use super::frame::ReservedBits;
-use crate::http::headers::{list, list_has, only};
+use crate::fields::{list, list_has, only};
 
 /// RFC 6455 section 1.3.
 const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
