@@ -58,11 +58,6 @@ impl Tasks {
         });
     }
 
-    /// How many run.
-    pub fn count(&self) -> usize {
-        self.count.get()
-    }
-
     /// Tells all that listen to [`Tasks::stopping`] to come to an end.
     pub fn stop(&self) {
         self.stop.send_replace(true);

@@ -130,7 +130,8 @@ function refuse(socket, status) {
     `HTTP/1.1 ${status} ${http.STATUS_CODES[status] ?? 'Refused'}`,
     'Content-Type: text/plain',
     `Content-Length: ${body.length}`,
-    'Connection: close',
+    // A 426 says to which protocol (RFC 9110 section 15.5.22).
+    ...(status === 426 ? ['Connection: upgrade, close', 'Upgrade: websocket'] : ['Connection: close']),
   ]
   socket.end(`${head.join('\r\n')}\r\n\r\n${body}`)
 }

@@ -191,6 +191,10 @@ async fn connections(
     Ok(Json(Connections { connections, next }))
 }
 
+fn no_answer() -> Problem {
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "a worker does not answer; try again")
+}
+
 /// Asks one worker after the other, in the order of their connections' serials.
 async fn list(fleet: &Fleet, query: &server::Query) -> Result<Vec<Row>, Problem> {
     let first = query.after.map_or(0, Serial::worker);
@@ -201,11 +205,7 @@ async fn list(fleet: &Fleet, query: &server::Query) -> Result<Vec<Row>, Problem>
             break;
         }
         let query = server::Query { limit, ..query.clone() };
-        let Some(found) = fleet.list(worker, query).await else {
-            let detail = "a worker does not answer; try again";
-            return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail));
-        };
-        rows.extend(found);
+        rows.extend(fleet.list(worker, query).await.ok_or_else(no_answer)?);
     }
     Ok(rows)
 }
@@ -217,8 +217,11 @@ async fn connection(
     let missing = || Problem::new(StatusCode::NOT_FOUND, "no connection of this proxy has this id");
     let serial = fleet.serial(&id).ok_or_else(missing)?;
     let query = server::Query { serial: Some(serial), limit: 1, ..server::Query::default() };
-    let found = fleet.list(serial.worker(), query).await;
-    let row = found.and_then(|rows| rows.into_iter().next()).ok_or_else(missing)?;
+    if serial.worker() >= fleet.workers() {
+        return Err(missing());
+    }
+    let found = fleet.list(serial.worker(), query).await.ok_or_else(no_answer)?;
+    let row = found.into_iter().next().ok_or_else(missing)?;
     Ok(Json(connection_view(&fleet, row)))
 }
 

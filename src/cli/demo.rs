@@ -58,8 +58,8 @@ async fn serve(options: &Options) -> anyhow::Result<ExitCode> {
     let mut servers = Vec::new();
     let (mut listen, mut admin) = (options.listen, options.admin);
     for _ in 0..options.proxies.get() {
-        listen = free_port(listen)?;
-        admin = free_port(admin)?;
+        listen = free_port(listen, None)?;
+        admin = free_port(admin, Some(listen.port()))?;
         let config = proxy_config(listen, admin, &backends.addresses)?;
         servers.push(Server::start(config).await?);
     }
@@ -107,13 +107,14 @@ impl Backends {
     }
 }
 
-/// This address, or one with the next port that is free.
-fn free_port(address: SocketAddr) -> anyhow::Result<SocketAddr> {
+/// This address, or one with the next port that is free and not `promised` to another listener.
+fn free_port(address: SocketAddr, promised: Option<u16>) -> anyhow::Result<SocketAddr> {
     if address.port() == 0 {
         return Ok(address);
     }
     let last = address.port().saturating_add(PORTS);
-    let mut candidates = (address.port()..=last).map(|port| SocketAddr::new(address.ip(), port));
+    let ports = (address.port()..=last).filter(|port| Some(*port) != promised);
+    let mut candidates = ports.map(|port| SocketAddr::new(address.ip(), port));
     let free = candidates.find(|candidate| TcpListener::bind(candidate).is_ok());
     free.with_context(|| format!("{address} and the ports behind it are taken"))
 }

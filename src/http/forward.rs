@@ -7,7 +7,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::header::{CONNECTION, HeaderValue};
+use http::header::{CONNECTION, HeaderValue, UPGRADE};
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 
@@ -136,7 +136,7 @@ impl Exchange<'_> {
         if let Some(unasked) = self.go_ahead.as_ref().and_then(GoAhead::answered) {
             // The client may still send its body, or not: nobody can tell where its next request
             // would begin.
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            response.headers_mut().append(CONNECTION, HeaderValue::from_static("close"));
             response = response.map(|body| body.giving_up(unasked));
         }
         Ok(response)
@@ -161,7 +161,18 @@ impl Answered {
     /// The answer as its client may see it.
     pub(super) fn passed_on(self) -> Response<Reply> {
         let (mut parts, body) = self.response.into_parts();
+        let upgrades: Vec<HeaderValue> = match parts.status {
+            // The protocols that it asks for are the very point of it (RFC 9110 section 15.5.22).
+            StatusCode::UPGRADE_REQUIRED => {
+                parts.headers.get_all(UPGRADE).iter().cloned().collect()
+            }
+            _ => Vec::new(),
+        };
         headers::remove_hop_by_hop(&mut parts.headers);
+        for protocol in upgrades {
+            parts.headers.append(UPGRADE, protocol);
+            parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        }
         headers::strip_steadfast(&mut parts.headers);
         parts.version = Version::HTTP_11;
         parts.extensions.clear();

@@ -7,8 +7,8 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
@@ -30,7 +30,8 @@ pub struct Listener {
     pub label: Arc<str>,
     /// Who is connected through it.
     pub limits: Limits,
-    socket: TcpListener,
+    /// Gone once it is [closed](Self::close): live connections keep the rest.
+    socket: Mutex<Option<TcpListener>>,
 }
 
 impl Listener {
@@ -52,6 +53,7 @@ impl Listener {
         socket.listen(BACKLOG)?;
         let socket = TcpListener::from(socket);
         let address = socket.local_addr()?;
+        let socket = Mutex::new(Some(socket));
         let label = settings.name.clone().unwrap_or_else(|| address.to_string()).into();
         let limits = Limits::new(settings.connections, settings.connections_per_ip);
         Ok(Self { settings, address, label, limits, socket })
@@ -61,9 +63,17 @@ impl Listener {
     ///
     /// # Errors
     ///
-    /// No descriptor is left, or it can't be registered with the runtime.
+    /// No descriptor is left, it can't be registered with the runtime, or it is closed.
     pub fn handle(&self) -> io::Result<tokio::net::TcpListener> {
-        tokio::net::TcpListener::from_std(self.socket.try_clone()?)
+        let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        let socket = socket.as_ref().ok_or(io::ErrorKind::NotConnected)?.try_clone()?;
+        tokio::net::TcpListener::from_std(socket)
+    }
+
+    /// Lets go of the socket. The last of its handles to be dropped closes it; who connects then
+    /// is refused.
+    pub fn close(&self) {
+        self.socket.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 }
 

@@ -23,7 +23,7 @@ impl Stream {
         match self {
             // Fails only on a socket that is gone, which needs no reset.
             Self::Tcp(stream) => {
-                drop(SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO)))
+                drop(SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO)));
             }
         }
     }

@@ -486,6 +486,8 @@ mod tests {
         assert_eq!(a.state(), State::OutOfService);
         bring_back(b);
         pool.tick(a, later);
+        assert_eq!(a.state(), State::OutOfService, "only from now on another serves");
+        pool.tick(a, later + Duration::from_secs(30));
         assert_eq!(a.state(), State::Lost);
     }
 

@@ -16,6 +16,8 @@
 //! Out of service means no new keys; those that live there stay. Lost means that nobody can be
 //! there any more, which ends connections, so it takes more: silence of the network, not a bad
 //! answer, nor a refused connection, which is how a server goes that still serves its old ones.
+//! For `lost_after` only that time counts in which another was in service: when a whole pool was
+//! out, the first to return must not make the others lost.
 //! A backend begins in service: a fresh proxy must not refuse everybody until it has checked.
 
 use std::fmt;
@@ -119,7 +121,7 @@ pub struct Policy {
     pub fall: u32,
     /// Failures of traffic in a row that put out; 0: none do.
     pub passive_fall: u32,
-    /// Time out of service after which a backend is lost; zero: never.
+    /// Time out of service, while another serves, after which a backend is lost; zero: never.
     pub lost_after: Duration,
 }
 
@@ -142,8 +144,10 @@ pub struct Verdict {
     state: State,
     /// When the state was reached.
     since: Instant,
-    /// Time out of service before a trial: a trial that fails does not make a backend fresh.
-    out_before: Duration,
+    /// Time out of service while another served. A trial that fails does not make a backend fresh.
+    out: Duration,
+    /// Up to when `out` has counted.
+    counted: Instant,
     /// Checks passed in a row; counted only while not in service.
     passed: u32,
     /// Checks failed in a row, for whatever reason.
@@ -161,7 +165,8 @@ impl Verdict {
             policy,
             state: State::InService,
             since: now,
-            out_before: Duration::ZERO,
+            out: Duration::ZERO,
+            counted: now,
             passed: 0,
             failed: 0,
             unreachable: 0,
@@ -200,7 +205,7 @@ impl Verdict {
             return None;
         }
         self.traffic_failed = 0;
-        self.out_before = Duration::ZERO;
+        self.out = Duration::ZERO;
         Some(self.enter(State::InService, Cause::ChecksPassed, now))
     }
 
@@ -235,27 +240,29 @@ impl Verdict {
     pub fn traffic_passed(&mut self) {
         if self.state == State::InService {
             self.traffic_failed = 0;
-            self.out_before = Duration::ZERO;
+            self.out = Duration::ZERO;
         }
     }
 
     /// Takes the time, to be told every second or so; `another_serves` is whether another
     /// backend of the pool is in service.
     pub fn tick(&mut self, now: Instant, another_serves: bool) -> Option<Transition> {
+        let passed = now.saturating_duration_since(self.counted);
+        self.counted = now;
         if self.state == State::InService {
             return None;
         }
-        let out = self.out_before + now.saturating_duration_since(self.since);
+        if another_serves {
+            self.out += passed;
+        }
         let lost_after = self.policy.lost_after;
-        let too_long = another_serves && !lost_after.is_zero() && out >= lost_after;
+        let too_long = another_serves && !lost_after.is_zero() && self.out >= lost_after;
         if self.state == State::OutOfService && too_long {
-            self.out_before = out;
             return Some(self.enter(State::Lost, Cause::OutTooLong, now));
         }
         if !self.policy.checked && now.saturating_duration_since(self.since) >= TRY_AGAIN {
             // On trial: the next failure puts it out again.
             self.traffic_failed = self.policy.passive_fall.saturating_sub(1);
-            self.out_before = out;
             return Some(self.enter(State::InService, Cause::TriedAgain, now));
         }
         None
@@ -264,6 +271,7 @@ impl Verdict {
     fn enter(&mut self, to: State, cause: Cause, now: Instant) -> Transition {
         let from = std::mem::replace(&mut self.state, to);
         self.since = now;
+        self.counted = now;
         // What a backend did before it went says nothing of whether it is back.
         self.passed = 0;
         Transition { from, to, cause }
@@ -438,7 +446,6 @@ mod tests {
         assert_eq!(run(POLICY, &then(&[Pass(29, true)])), [OUT]);
         assert_eq!(run(POLICY, &then(&[Pass(30, true)])), [OUT, LOST_IN_TIME]);
         assert_eq!(run(POLICY, &then(&[Pass(60, false)])), [OUT]);
-        assert_eq!(run(POLICY, &then(&[Pass(60, false), Pass(1, true)])), [OUT, LOST_IN_TIME]);
         assert_eq!(
             run(POLICY, &then(&[Pass(29, true), OK, BAD, Pass(1, true)])),
             [OUT, LOST_IN_TIME]
@@ -447,6 +454,28 @@ mod tests {
         let never = Policy { lost_after: Duration::ZERO, ..POLICY };
         assert_eq!(run(never, &then(&[Pass(1_000_000, true)])), [OUT]);
         assert_eq!(run(POLICY, &[Pass(1_000_000, true)]), []);
+    }
+
+    #[test]
+    fn only_the_time_in_which_another_served_makes_it_lost() {
+        let out = [BAD, BAD, BAD];
+        let then = |rest: &[Event]| [&out[..], rest].concat();
+        // The whole pool was out: the first to return does not end what lives on the others.
+        assert_eq!(run(POLICY, &then(&[Pass(60, false), Pass(1, true)])), [OUT]);
+        assert_eq!(run(POLICY, &then(&[Pass(60, false), Pass(29, true)])), [OUT]);
+        assert_eq!(
+            run(POLICY, &then(&[Pass(60, false), Pass(29, true), Pass(1, true)])),
+            [OUT, LOST_IN_TIME]
+        );
+        // What counted before an outage of all is not forgotten.
+        assert_eq!(
+            run(POLICY, &then(&[Pass(20, true), Pass(60, false), Pass(9, true), Pass(1, true)])),
+            [OUT, LOST_IN_TIME]
+        );
+        // Time in service never counts, however long no tick came.
+        assert_eq!(run(POLICY, &[Pass(60, true), BAD, BAD, BAD, Pass(29, true)]), [OUT]);
+        let lives_again = [&out[..], &[Pass(29, true), OK, OK], &out, &[Pass(29, true)]].concat();
+        assert_eq!(run(POLICY, &lives_again), [OUT, BACK, OUT]);
     }
 
     #[test]

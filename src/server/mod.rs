@@ -12,12 +12,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use self::worker::{Message, WorkerHandle};
 use crate::admin::{self, AdminError};
@@ -34,6 +34,8 @@ use crate::ws::connection::{Serial, Undeliverable};
 
 pub(crate) use self::worker::{Query, Row};
 
+/// How long answers of the admin API may take that are under way when all else is over.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// How long a question to a worker may take.
 const ASK: Duration = Duration::from_secs(5);
 
@@ -124,7 +126,10 @@ impl Server {
             stopping,
         };
         server.start_admin(&config).await?;
-        server.start_workers(receivers, &loads, &inboxes)?;
+        if let Err(error) = server.start_workers(receivers, &loads, &inboxes) {
+            server.stop(StopPlan::prompt()).await;
+            return Err(error);
+        }
         server.watch_backends();
         server.fleet.ready.store(true, Ordering::Release);
         server.announce();
@@ -226,6 +231,8 @@ impl Server {
         self.fleet.ready.store(false, Ordering::Release);
         info!(delay = ?plan.delay, grace = ?plan.grace, "stopping");
         tokio::time::sleep(plan.delay).await;
+        let over = Instant::now() + plan.grace;
+        self.listeners.iter().for_each(|listener| listener.close());
         for worker in &self.workers {
             if worker.inbox.send(Message::Stop(plan)).await.is_err() {
                 error!("a worker had ended before it was told to");
@@ -236,7 +243,12 @@ impl Server {
             cut += worker.ended().await;
         }
         self.stopping.send_replace(true);
-        while self.watchers.join_next().await.is_some() {}
+        let left = over.saturating_duration_since(Instant::now()).min(LAST_ANSWERS);
+        let watchers = async { while self.watchers.join_next().await.is_some() {} };
+        // Who asks the admin API and then says or takes no more is not waited for.
+        if tokio::time::timeout(left, watchers).await.is_err() {
+            debug!("an answer of the admin API was cut");
+        }
         let log = self.fleet.shared.access_log.clone();
         // An error here is a panic of the writer, which has been reported.
         let _ = tokio::task::spawn_blocking(move || log.flush(FLUSH)).await;

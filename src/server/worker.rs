@@ -102,7 +102,6 @@ impl Query {
         is(&self.pool, Some(&facts.pool))
             && is(&self.key, facts.key.as_deref())
             && is(&self.backend, Some(&backend))
-            && self.serial.is_none_or(|serial| serial == connection.serial)
     }
 }
 
@@ -214,6 +213,8 @@ pub(super) fn start(parts: Parts) -> io::Result<WorkerHandle> {
 struct Worker {
     context: Rc<Context>,
     accepting: Tasks,
+    index: usize,
+    loads: Arc<Loads>,
 }
 
 impl Worker {
@@ -238,13 +239,14 @@ impl Worker {
                 }
             });
         }
-        let worker = Self { context, accepting };
+        let (index, loads) = (usize::from(parts.index), parts.loads);
+        let worker = Self { context, accepting, index, loads };
         Ok((worker, parts.inbox))
     }
 
-    /// Runs until it was told to stop and has; tells how many tasks were cut.
+    /// Runs until it was told to stop and has; tells how many client connections were cut.
     async fn run(self, mut inbox: mpsc::Receiver<Message>) -> usize {
-        let mut ticks = tokio::time::interval(Duration::from_millis(TICK_MILLIS));
+        let mut ticks = tokio::time::interval(Duration::from_millis(TICK_MILLIS.into()));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let plan = loop {
             tokio::select! {
@@ -284,7 +286,7 @@ impl Worker {
                 Some(message) = inbox.recv() => self.handle(message),
             }
         }
-        self.context.tasks.count()
+        self.loads.of(self.index)
     }
 
     fn tick(&self) {
@@ -329,7 +331,11 @@ impl Worker {
 
     fn list(&self, query: &Query) -> Vec<Row> {
         let table = &self.context.table;
-        let found = table.after(query.after, query.limit, |connection| query.wants(connection));
+        let wants = |connection: &Connection| query.wants(connection);
+        let found = match query.serial {
+            Some(serial) => table.get(serial).filter(|one| wants(one)).into_iter().collect(),
+            None => table.after(query.after, query.limit, wants),
+        };
         let rows = found.iter().filter_map(|connection| {
             Some(Row {
                 serial: connection.serial,

@@ -11,7 +11,7 @@ use std::ops::{Add, Sub};
 use std::time::Duration;
 
 /// The length of a tick, in milliseconds.
-pub const TICK_MILLIS: u64 = 100;
+pub const TICK_MILLIS: u32 = 100;
 
 /// A moment, in ticks since its worker began. Wraps after 13 years.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,14 +29,14 @@ impl Tick {
 
     /// How long after the beginning it is.
     pub fn since_start(self) -> Duration {
-        Duration::from_millis(u64::from(self.0) * TICK_MILLIS)
+        Duration::from_millis(u64::from(self.0) * u64::from(TICK_MILLIS))
     }
 }
 
 impl Ticks {
     /// So many seconds.
     pub const fn from_secs(seconds: u32) -> Self {
-        Self(seconds.saturating_mul(1000 / TICK_MILLIS as u32))
+        Self(seconds.saturating_mul(1000 / TICK_MILLIS))
     }
 
     /// No time at all; as a limit: none.

@@ -116,7 +116,7 @@ impl Table {
     pub(super) fn look_at(&self, tick: Tick, serial: Serial) {
         let tick = tick
             .min(self.now() + FARTHEST)
-            .max(self.now() + Ticks::from(Duration::from_millis(super::clock::TICK_MILLIS)));
+            .max(self.now() + Ticks::from(Duration::from_millis(super::clock::TICK_MILLIS.into())));
         self.schedule.borrow_mut().add(tick, serial.as_u64());
     }
 

@@ -7,7 +7,7 @@
 //
 //     echo                        text and binary of many sizes, and fragments with pings between
 //     ping                        each ping is answered by a pong with its payload
-//     close CODE REASON           our Close is answered with the same code
+//     close CODE REASON           our Close is answered with the same code; CODE 0 sends none
 //     expect-close CODE [REASON]  the other end closes, with this code and reason
 //     subprotocol OFFERED CHOSEN  OFFERED is a list with commas; CHOSEN is `-` for none
 //     deflate                     compressed messages come back, and windows live over messages
@@ -84,8 +84,11 @@ async function ping(url) {
 async function close(url, code, reason = '') {
   const socket = await open(url);
   const closed = once(socket, 'close');
-  socket.close(Number(code), reason);
-  assert.equal((await closed)[0], Number(code), 'code of the answer to our Close');
+  const none = code === '0';
+  if (none) socket.close();
+  else socket.close(Number(code), reason);
+  // To this library a Close without a code has the code 1005 (RFC 6455 section 7.1.5).
+  assert.equal((await closed)[0], none ? 1005 : Number(code), 'code of the answer to our Close');
 }
 
 async function expectClose(url, code, reason) {

@@ -9,11 +9,15 @@ prints what did not, and exits with 1.
     ping               each ping is answered by a pong with its payload
     close CODE REASON  our Close is answered with the same code and reason
     deflate            permessage-deflate is agreed on, and compressed messages come back
+    many N PREFIX      opens N connections, with `room=PREFIX0` and so on, and prints
+                       {"ROOM": FIRST MESSAGE, ..} while all are open
 """
 
+import json
 import os
 import signal
 import sys
+from contextlib import ExitStack
 
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
@@ -87,7 +91,17 @@ def deflate(url):
         echoes(connection, ["compressed " * 50, "in ", "fragments " * 500])
 
 
-COMMANDS = {"echo": echo, "ping": ping, "close": close, "deflate": deflate}
+def many(url, count, prefix):
+    with ExitStack() as connections:
+        first = {}
+        for index in range(int(count)):
+            room = f"{prefix}{index}"
+            connection = opened(f"{url}?room={room}", compression=None)
+            first[room] = connections.enter_context(connection).recv(timeout=10)
+        print(json.dumps(first))
+
+
+COMMANDS = {"echo": echo, "ping": ping, "close": close, "deflate": deflate, "many": many}
 
 
 def main():

@@ -5,7 +5,7 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 #![allow(missing_docs, unreachable_pub, reason = "the names say it; tests/ is no library")]
-#![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "in tests a panic is the report")]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 pub mod http;
+pub mod named;
 pub mod scripted;
 pub mod ws;
 
@@ -94,8 +95,13 @@ impl Process {
 
     #[track_caller]
     pub fn wait_for_exit(&mut self) -> ExitStatus {
+        self.wait_for_exit_within(DEADLINE)
+    }
+
+    #[track_caller]
+    pub fn wait_for_exit_within(&mut self, limit: Duration) -> ExitStatus {
         let child = &mut self.child;
-        eventually("the process ends", || child.try_wait().unwrap())
+        within(limit, "the process ends", || child.try_wait().unwrap())
     }
 
     pub fn has_exited(&mut self) -> bool {
@@ -325,6 +331,53 @@ impl NodeServer {
             .wait_for("listening", |line| line.split_once("listening on ")?.1.trim().parse().ok());
         Self { process, address: SocketAddr::from(([127, 0, 0, 1], port)) }
     }
+}
+
+/// A running `tests/peers/ws_server.py`.
+pub struct PythonServer {
+    pub process: Process,
+    pub address: SocketAddr,
+}
+
+impl PythonServer {
+    pub fn start(arguments: &[&str]) -> Self {
+        let mut command = Command::new(python());
+        command.arg(root().join("tests/peers/ws_server.py")).args(arguments);
+        let mut process = Process::start("python", &mut command);
+        let port: u16 = process
+            .wait_for("listening", |line| line.split_once("listening on ")?.1.trim().parse().ok());
+        Self { process, address: SocketAddr::from(([127, 0, 0, 1], port)) }
+    }
+}
+
+/// The Python that has the peers' packages.
+pub fn python() -> PathBuf {
+    let path = root().join(".test-tools/venv/bin/python");
+    assert!(path.exists(), "run scripts/test once: it installs {}", path.display());
+    path
+}
+
+/// The browser, by any of its names.
+pub fn chromium() -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap();
+    let names = ["chromium", "chromium-browser", "google-chrome"];
+    let mut all =
+        std::env::split_paths(&path).flat_map(|folder| names.map(|name| folder.join(name)));
+    all.find(|path| path.is_file()).expect("no Chromium: run scripts/test once, it installs one")
+}
+
+/// Runs `tests/peers/ws_client.mjs`; all that it checks must hold.
+#[track_caller]
+pub fn node_client(command: &str, url: &str, arguments: &[&str]) -> String {
+    let folder = root().join("tests/peers");
+    assert!(folder.join("node_modules").exists(), "run scripts/test once: it installs ws");
+    run_peer(Path::new("node"), &[&["ws_client.mjs", command, url], arguments].concat())
+}
+
+/// Runs `tests/peers/ws_client.py`; all that it checks must hold.
+#[track_caller]
+pub fn python_client(command: &str, url: &str, arguments: &[&str]) -> String {
+    run_peer(&python(), &[&["ws_client.py", command, url], arguments].concat())
 }
 
 /// Runs a peer's script to its end; it must succeed.

@@ -1,0 +1,289 @@
+//! Messages of others, put into live connections through the library.
+
+#![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
+
+mod support;
+
+use std::net::TcpStream;
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bytes::Bytes;
+use steadfast::config::{self, Environment};
+use steadfast::server::{DeliverError, Server};
+use steadfast::shutdown::StopPlan;
+use steadfast::ws::connection::Undeliverable;
+use support::http::get;
+use support::scripted::{Handed, Scripted};
+use support::ws::{self, BINARY, CLOSE, Frame, PING, TEXT, Ws, close_payload, unmasked};
+use support::{eventually, send};
+use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
+
+/// A proxy in this process, on a thread with a runtime of its own, before one scripted backend.
+struct InProcess {
+    server: Option<Arc<Server>>,
+    stop: Option<oneshot::Sender<()>>,
+    control: Option<JoinHandle<()>>,
+    handed: Mutex<Handed>,
+    _backend: Scripted,
+}
+
+impl InProcess {
+    fn start() -> Self {
+        let (backend, handed) = Scripted::opening();
+        let source = support::config(&[("a", backend.address)], &[("server", "workers = 2")]);
+        let environment = Environment {
+            variable: &|_| None,
+            file: &|_| Err(std::io::ErrorKind::NotFound.into()),
+            host_name: "test",
+            cores: NonZeroUsize::MIN,
+        };
+        let config = config::parse(&source, "test", Path::new("."), &environment).unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let (started, server) = std::sync::mpsc::channel();
+        let control = std::thread::spawn(move || {
+            runtime().block_on(async {
+                let server = Arc::new(Server::start(config).await.unwrap());
+                started.send(Arc::clone(&server)).unwrap();
+                let _ = stopped.await;
+                let plan = StopPlan { grace: Duration::ZERO, ..StopPlan::prompt() };
+                Arc::into_inner(server).unwrap().stop(plan).await;
+            });
+        });
+        let server = Some(server.recv().unwrap());
+        let (stop, control, handed) = (Some(stop), Some(control), Mutex::new(handed));
+        Self { server, stop, control, handed, _backend: backend }
+    }
+
+    fn server(&self) -> &Server {
+        self.server.as_ref().unwrap()
+    }
+
+    /// A client, the backend's end of it, and its id.
+    fn open(&self) -> (Ws, TcpStream, String) {
+        let client = ws::open(self.server().listeners().next().unwrap(), "/?room=r");
+        let (stream, head) = self.handed.lock().unwrap().next();
+        let id = head.lines().find_map(|line| line.strip_prefix("steadfast-connection: "));
+        (client, stream, id.unwrap().to_owned())
+    }
+
+    fn deliver(&self, id: &str, frame: Vec<u8>) -> Result<(), DeliverError> {
+        runtime().block_on(self.server().deliver(id, Bytes::from(frame)))
+    }
+
+    /// The sum of all samples of a metric with these labels.
+    fn metric(&self, name: &str, labels: &str) -> f64 {
+        let page = get(self.server().admin().unwrap(), "/metrics").text();
+        let lines = page.lines().filter(|line| line.starts_with(name) && line.contains(labels));
+        lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+    }
+}
+
+impl Drop for InProcess {
+    fn drop(&mut self) {
+        drop(self.server.take());
+        drop(self.stop.take());
+        let ended = self.control.take().unwrap().join();
+        assert!(ended.is_ok() || std::thread::panicking(), "the proxy panicked");
+    }
+}
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+const MESSAGES: usize = 1000;
+
+#[test]
+fn messages_go_in_between_messages_of_a_backend_at_full_speed() {
+    let proxy = InProcess::start();
+    let (client, mut stream, id) = proxy.open();
+    let over = AtomicBool::new(false);
+    let received = AtomicUsize::new(0);
+    let said = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        let _over = SetWhenDropped(&over);
+        // Messages of three fragments with a ping in each, of sizes that fit no read.
+        scope.spawn(|| {
+            use std::io::Write;
+            for number in 0_usize.. {
+                if over.load(Ordering::SeqCst) {
+                    break;
+                }
+                let piece = vec![u8::try_from(number % 251).unwrap(); 700 + number % 3000];
+                let fragment = |opcode, fin| Frame { fin, ..Frame::new(opcode, piece.clone()) };
+                let message = [
+                    fragment(BINARY, false).encode(None),
+                    unmasked(PING, "in a message"),
+                    fragment(0, false).encode(None),
+                    fragment(0, true).encode(None),
+                ];
+                if stream.write_all(&message.concat()).is_err() {
+                    return;
+                }
+                said.store(number + 1, Ordering::SeqCst);
+            }
+            let _ = stream.write_all(&unmasked(CLOSE, close_payload(1000, "")));
+        });
+        scope.spawn(|| {
+            for number in 0..MESSAGES {
+                // Far from the bound of the queue.
+                eventually("the client reads on", || {
+                    (received.load(Ordering::SeqCst) + 50 > number).then_some(())
+                });
+                proxy.deliver(&id, unmasked(TEXT, format!("injected {number}"))).unwrap();
+            }
+        });
+        let (mut injected, mut whole, mut open, mut between) = (0, 0_usize, None, 0);
+        loop {
+            let frame = client.read();
+            match frame.opcode {
+                PING => assert!(open.is_some(), "a ping stands where it stood"),
+                BINARY => {
+                    assert_eq!(open, None, "a message within another");
+                    open = Some((u8::try_from(whole % 251).unwrap(), 1));
+                    assert_eq!(frame.payload.len(), 700 + whole % 3000);
+                }
+                0 => {
+                    let (fill, fragments) = open.expect("the continuation of a message");
+                    assert!(frame.payload.iter().all(|byte| *byte == fill));
+                    open = (!frame.fin).then_some((fill, fragments + 1));
+                    assert_eq!(frame.fin, fragments == 2);
+                    whole += usize::from(frame.fin);
+                }
+                TEXT => {
+                    assert_eq!(open, None, "inside a message of the backend");
+                    assert_eq!(frame.text(), format!("injected {injected}"));
+                    injected += 1;
+                    received.store(injected, Ordering::SeqCst);
+                    between += usize::from(whole > 0);
+                    if injected == MESSAGES {
+                        over.store(true, Ordering::SeqCst);
+                    }
+                }
+                CLOSE => break,
+                other => panic!("opcode {other}"),
+            }
+        }
+        assert_eq!(injected, MESSAGES);
+        assert_eq!(whole, said.load(Ordering::SeqCst), "nothing of the backend is lost");
+        assert!(
+            whole > 100 && between > MESSAGES / 2,
+            "{whole} {between}: it was not at full speed"
+        );
+    });
+    assert_eq!(proxy.metric("steadfast_injected_messages_total", ""), 1000.0);
+}
+
+/// Ends threads also where a test fails.
+struct SetWhenDropped<'a>(&'a AtomicBool);
+
+impl Drop for SetWhenDropped<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn a_message_waits_for_the_end_of_one_that_is_half_said() {
+    let proxy = InProcess::start();
+    let (client, stream, id) = proxy.open();
+    let whole = unmasked(TEXT, "said slowly");
+    send(&stream, &whole[..5]);
+    // The half is under way: the client has it.
+    let mut half = [0; 5];
+    std::io::Read::read_exact(&mut &client.stream, &mut half).unwrap();
+    assert_eq!(half, whole[..5]);
+    proxy.deliver(&id, unmasked(TEXT, "injected")).unwrap();
+    client.stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    assert!(client.stream.peek(&mut [0]).is_err(), "nothing comes into the middle");
+    client.stream.set_read_timeout(Some(support::DEADLINE)).unwrap();
+    send(&stream, &whole[5..]);
+    let mut rest = vec![0; whole.len() - 5];
+    std::io::Read::read_exact(&mut &client.stream, &mut rest).unwrap();
+    assert_eq!(rest, whole[5..]);
+    client.expect_text("injected");
+    // Between two fragments there is no place either, but control frames pass.
+    send(&stream, &Frame { fin: false, ..Frame::new(TEXT, "one") }.encode(None));
+    assert!(!client.read().fin);
+    proxy.deliver(&id, unmasked(TEXT, "behind")).unwrap();
+    send(&stream, &unmasked(PING, "p"));
+    assert_eq!(client.read().opcode, PING);
+    send(&stream, &unmasked(0, "two"));
+    assert_eq!(client.read().payload, b"two");
+    client.expect_text("behind");
+}
+
+#[test]
+fn an_id_that_is_not_ours_or_is_gone_is_told_apart() {
+    let proxy = InProcess::start();
+    let (client, stream, id) = proxy.open();
+    proxy.deliver(&id, unmasked(TEXT, "hello")).unwrap();
+    client.expect_text("hello");
+    let (own, serial) = id.split_once('.').unwrap();
+    // Well formed, of a worker that there is not: 64 shards, and serials that begin with it.
+    let no_worker = format!("{own}.0000ff000000000000");
+    for unknown in ["", "x", ".", own, &format!("other.{serial}"), &format!("{id}0"), &no_worker] {
+        let delivered = proxy.deliver(unknown, unmasked(TEXT, "x"));
+        assert_eq!(delivered, Err(DeliverError::Unknown), "{unknown}");
+    }
+    client.send_close(1000, "");
+    send(&stream, &unmasked(CLOSE, close_payload(1000, "")));
+    drop(stream);
+    client.expect_close(1000);
+    client.expect_end();
+    eventually("it is gone", || {
+        (proxy.deliver(&id, unmasked(TEXT, "x")) == Err(DeliverError::Gone)).then_some(())
+    });
+}
+
+#[test]
+fn a_client_that_does_not_read_is_closed_with_1013_when_its_queue_is_full() {
+    let proxy = InProcess::start();
+    let (client, _stream, id) = proxy.open();
+    let (other, _other_stream, other_id) = proxy.open();
+    // Nobody reads: what the sockets take, then the queue, then no more.
+    let message = unmasked(BINARY, vec![7; 60_000]);
+    let refused = (0..1000).find_map(|_| proxy.deliver(&id, message.clone()).err());
+    assert_eq!(refused, Some(DeliverError::Refused(Undeliverable::QueueFull)));
+    let delivered = proxy.deliver(&id, message.clone());
+    assert!(
+        [Err(DeliverError::Refused(Undeliverable::Closing)), Err(DeliverError::Gone)]
+            .contains(&delivered),
+        "{delivered:?}"
+    );
+    // One that reads is not held up by it.
+    proxy.deliver(&other_id, unmasked(TEXT, "still served")).unwrap();
+    other.expect_text("still served");
+    // It reads at last: whole messages, then the Close.
+    let close = loop {
+        let frame = client.read();
+        if frame.opcode == CLOSE {
+            break frame;
+        }
+        assert_eq!(frame, Frame::new(BINARY, vec![7; 60_000]));
+    };
+    assert_eq!(close.close().0, 1013);
+    client.send_close(1013, "");
+    client.expect_end();
+    eventually("it is counted", || {
+        let closed = proxy.metric("steadfast_closes_total", "reason=\"slow_client\"");
+        (closed == 1.0).then_some(())
+    });
+    let full = proxy.metric("steadfast_undeliverable_messages_total", "reason=\"queue_full\"");
+    assert_eq!(full, 1.0);
+}
+
+#[test]
+fn an_empty_queue_takes_one_message_of_any_size() {
+    let proxy = InProcess::start();
+    let (client, _stream, id) = proxy.open();
+    let large = vec![7; 2_000_000];
+    proxy.deliver(&id, unmasked(BINARY, large.clone())).unwrap();
+    assert_eq!(client.read(), Frame::new(BINARY, large));
+}
