@@ -9,6 +9,7 @@ pub mod admin;
 pub mod cli;
 pub mod config;
 pub mod descriptors;
+mod fleet;
 pub mod http;
 pub mod listen;
 pub mod observe;

@@ -28,9 +28,10 @@ impl StopPlan {
         Self { delay, spread: grace / 4 * 3, grace }
     }
 
-    /// What SIGINT asks for: no delay, all closes at once, over within 5 s.
+    /// What SIGINT asks for: no delay, all closes at once. All is over within 5 s, of which the
+    /// last is for what is written at the very end.
     pub fn prompt() -> Self {
-        Self { delay: Duration::ZERO, spread: Duration::ZERO, grace: Duration::from_secs(5) }
+        Self { delay: Duration::ZERO, spread: Duration::ZERO, grace: Duration::from_secs(4) }
     }
 }
 

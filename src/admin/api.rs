@@ -13,9 +13,10 @@ use serde::{Deserialize, Serialize};
 
 use super::guard::Guard;
 use super::problem::Problem;
+use crate::fleet::{self, Fleet, Row};
 use crate::observe::access_log::unix_millis;
 use crate::pool::Pool;
-use crate::server::{self, Fleet, Row};
+
 use crate::ws::connection::Serial;
 
 const DEFAULT_LIMIT: usize = 100;
@@ -174,7 +175,7 @@ async fn connections(
         }
         None => None,
     };
-    let query = server::Query {
+    let query = fleet::Query {
         pool: filter.pool,
         key: filter.key,
         backend: filter.backend,
@@ -196,7 +197,7 @@ fn no_answer() -> Problem {
 }
 
 /// Asks one worker after the other, in the order of their connections' serials.
-async fn list(fleet: &Fleet, query: &server::Query) -> Result<Vec<Row>, Problem> {
+async fn list(fleet: &Fleet, query: &fleet::Query) -> Result<Vec<Row>, Problem> {
     let first = query.after.map_or(0, Serial::worker);
     let mut rows = Vec::new();
     for worker in first..fleet.workers() {
@@ -204,7 +205,7 @@ async fn list(fleet: &Fleet, query: &server::Query) -> Result<Vec<Row>, Problem>
         if limit == 0 {
             break;
         }
-        let query = server::Query { limit, ..query.clone() };
+        let query = fleet::Query { limit, ..query.clone() };
         rows.extend(fleet.list(worker, query).await.ok_or_else(no_answer)?);
     }
     Ok(rows)
@@ -216,7 +217,7 @@ async fn connection(
 ) -> Result<Json<ConnectionView>, Problem> {
     let missing = || Problem::new(StatusCode::NOT_FOUND, "no connection of this proxy has this id");
     let serial = fleet.serial(&id).ok_or_else(missing)?;
-    let query = server::Query { serial: Some(serial), limit: 1, ..server::Query::default() };
+    let query = fleet::Query { serial: Some(serial), limit: 1, ..fleet::Query::default() };
     if serial.worker() >= fleet.workers() {
         return Err(missing());
     }

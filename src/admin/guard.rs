@@ -46,7 +46,8 @@ impl Guard {
         let address = name.trim_start_matches('[').trim_end_matches(']');
         address.parse::<IpAddr>().is_ok()
             || name == "localhost"
-            || name.eq_ignore_ascii_case(&self.name)
+            // A server's name has no dots, so that ids have just one.
+            || name.replace('.', "-").eq_ignore_ascii_case(&self.name)
             || *name == self.address.ip().to_string()
     }
 
@@ -97,6 +98,7 @@ mod tests {
             ("[::1]:9900", None, true),
             ("localhost:9900", None, true),
             ("Edge1:9900", None, true),
+            ("edge1.example", None, false),
             ("evil.example", None, false),
             ("127.0.0.1:9900", Some("http://127.0.0.1:9900"), true),
             ("127.0.0.1:9900", Some("http://evil.example"), false),

@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 use tracing::error;
 
 use crate::config::Secret;
-use crate::server::Fleet;
+use crate::fleet::Fleet;
 
 /// The admin address can't be listened on.
 #[derive(Debug, thiserror::Error)]

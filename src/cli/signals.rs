@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::warn;
 
 use crate::shutdown::StopPlan;
 
-/// Listens for SIGTERM and SIGINT.
+/// Listens for SIGTERM, SIGINT and SIGHUP.
 pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hang_up: Signal,
 }
 
 impl Signals {
@@ -17,15 +19,22 @@ impl Signals {
     pub(super) fn listen() -> std::io::Result<Self> {
         let terminate = signal(SignalKind::terminate())?;
         let interrupt = signal(SignalKind::interrupt())?;
-        Ok(Self { terminate, interrupt })
+        let hang_up = signal(SignalKind::hangup())?;
+        Ok(Self { terminate, interrupt, hang_up })
     }
 
     /// Waits for the next signal and tells how to stop: SIGTERM takes the time that the config
-    /// gives, SIGINT does not. Cancel safe.
+    /// gives, SIGINT does not. A SIGHUP, by which others reload, must not end the process. Cancel
+    /// safe.
     pub(super) async fn next(&mut self, delay: Duration, grace: Duration) -> StopPlan {
-        tokio::select! {
-            _ = self.terminate.recv() => StopPlan::graceful(delay, grace),
-            _ = self.interrupt.recv() => StopPlan::prompt(),
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return StopPlan::graceful(delay, grace),
+                _ = self.interrupt.recv() => return StopPlan::prompt(),
+                _ = self.hang_up.recv() => {
+                    warn!("SIGHUP: this version can't reload its config; restart it");
+                }
+            }
         }
     }
 }

@@ -148,6 +148,10 @@ impl Target {
     fn establish(&mut self) -> Result<(), Moved> {
         match self {
             Self::Placed(placement) => placement.establish(),
+            Self::Anywhere(choice) if choice.backend().is_lost() => {
+                choice.go_on().map_err(|_| Moved::Nowhere)?;
+                Err(Moved::Elsewhere)
+            }
             Self::Anywhere(_) => Ok(()),
         }
     }

@@ -10,18 +10,19 @@ mod worker;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, error, info, warn};
 
-use self::worker::{Message, WorkerHandle};
+use self::worker::WorkerHandle;
 use crate::admin::{self, AdminError};
 use crate::config::Config;
+use crate::fleet::{self, Fleet, Message};
 use crate::http::{Shared, Snapshot};
 use crate::listen::{Listener, Loads};
 use crate::observe::access_log::{AccessLog, OpenError};
@@ -30,14 +31,13 @@ use crate::observe::metrics::{
 };
 use crate::pool::{self, BackendEvent, Pool, State};
 use crate::shutdown::StopPlan;
-use crate::ws::connection::{Serial, Undeliverable};
 
-pub(crate) use self::worker::{Query, Row};
+pub use crate::fleet::DeliverError;
 
+/// How long after the grace a worker may take to notice that it is over.
+const LATEST: Duration = Duration::from_secs(1);
 /// How long answers of the admin API may take that are under way when all else is over.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
-/// How long a question to a worker may take.
-const ASK: Duration = Duration::from_secs(5);
 
 /// How long the last lines of the access log may take.
 const FLUSH: Duration = Duration::from_secs(2);
@@ -77,17 +77,6 @@ pub struct Server {
     stopping: watch::Sender<bool>,
 }
 
-/// What the admin API sees of a proxy.
-#[derive(Debug)]
-pub(crate) struct Fleet {
-    /// What its workers share.
-    pub(crate) shared: Arc<Shared>,
-    /// The name of its server, as the config or the host gives it.
-    pub(crate) name: String,
-    inboxes: Vec<mpsc::Sender<Message>>,
-    ready: AtomicBool,
-}
-
 impl Server {
     /// Starts a proxy: when this returns it accepts connections.
     ///
@@ -97,7 +86,7 @@ impl Server {
     ///
     /// An address is taken, or the system has no thread or descriptor left. Nothing runs then.
     pub async fn start(config: Config) -> Result<Self, StartError> {
-        let (inboxes, receivers) = worker::inboxes(config.server.workers);
+        let (inboxes, receivers) = fleet::inboxes(config.server.workers);
         let loads = Arc::new(Loads::new(config.server.workers));
         let collector = Arc::new(Owners { fleet: OnceLock::new(), loads: Arc::clone(&loads) });
         let metrics = Arc::new(Metrics::new(Box::new(Arc::clone(&collector))));
@@ -107,12 +96,8 @@ impl Server {
         let access_log = AccessLog::open(&config.server.access_log, dropped)?;
         let proxy_id = proxy_id(&config.server.name);
         let shared = Arc::new(Shared::new(proxy_id, snapshot, metrics, access_log));
-        let fleet = Arc::new(Fleet {
-            shared: Arc::clone(&shared),
-            name: config.server.name.clone(),
-            inboxes: inboxes.clone(),
-            ready: AtomicBool::new(false),
-        });
+        let name = config.server.name.clone();
+        let fleet = Arc::new(Fleet::new(Arc::clone(&shared), name, inboxes.clone()));
         // Set once, here.
         let _ = collector.fleet.set(Arc::clone(&fleet));
         let listeners = bind_all(&config)?;
@@ -131,7 +116,7 @@ impl Server {
             return Err(error);
         }
         server.watch_backends();
-        server.fleet.ready.store(true, Ordering::Release);
+        server.fleet.set_ready(true);
         server.announce();
         Ok(server)
     }
@@ -228,20 +213,16 @@ impl Server {
 
     /// Stops as planned. Returns when all is over: how many connections were cut.
     pub async fn stop(mut self, plan: StopPlan) -> usize {
-        self.fleet.ready.store(false, Ordering::Release);
+        self.fleet.set_ready(false);
         info!(delay = ?plan.delay, grace = ?plan.grace, "stopping");
         tokio::time::sleep(plan.delay).await;
         let over = Instant::now() + plan.grace;
         self.listeners.iter().for_each(|listener| listener.close());
-        for worker in &self.workers {
-            if worker.inbox.send(Message::Stop(plan)).await.is_err() {
-                error!("a worker had ended before it was told to");
-            }
-        }
-        let mut cut = 0;
-        for worker in self.workers.drain(..) {
-            cut += worker.ended().await;
-        }
+        let stopped = stop_workers(std::mem::take(&mut self.workers), plan);
+        let cut = tokio::time::timeout(plan.grace + LATEST, stopped).await.unwrap_or_else(|_| {
+            error!("a worker does not stop; it is left behind");
+            0
+        });
         self.stopping.send_replace(true);
         let left = over.saturating_duration_since(Instant::now()).min(LAST_ANSWERS);
         let watchers = async { while self.watchers.join_next().await.is_some() {} };
@@ -261,62 +242,18 @@ impl Server {
     }
 }
 
-/// Why a message did not reach the queue of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum DeliverError {
-    /// The id is not one of this proxy's.
-    #[error("no connection of this proxy has this id")]
-    Unknown,
-    /// The connection has ended.
-    #[error("the connection is gone")]
-    Gone,
-    /// Its queue does not take it.
-    #[error("the connection takes no message: {}", .0.label())]
-    Refused(Undeliverable),
-    /// Its worker has too much to do, or has ended.
-    #[error("the worker of the connection does not answer")]
-    Busy,
-}
-
-impl Fleet {
-    /// Whether the proxy serves and is not about to stop.
-    pub(crate) fn is_ready(&self) -> bool {
-        self.ready.load(Ordering::Acquire)
-    }
-
-    /// How many workers there are.
-    pub(crate) fn workers(&self) -> usize {
-        self.inboxes.len()
-    }
-
-    /// The serial in a connection id; `None` if it is not one of this proxy's.
-    pub(crate) fn serial(&self, connection_id: &str) -> Option<Serial> {
-        let (proxy, serial) = connection_id.split_once('.')?;
-        (*proxy == *self.shared.proxy_id).then(|| serial.parse().ok())?
-    }
-
-    async fn deliver(&self, connection_id: &str, frame: Bytes) -> Result<(), DeliverError> {
-        let serial = self.serial(connection_id).ok_or(DeliverError::Unknown)?;
-        let inbox = self.inboxes.get(serial.worker()).ok_or(DeliverError::Unknown)?;
-        let (reply, answer) = oneshot::channel();
-        let message = Message::Deliver { serial, frame, reply };
-        inbox.try_send(message).map_err(|_| DeliverError::Busy)?;
-        match tokio::time::timeout(ASK, answer).await {
-            Ok(Ok(Some(delivered))) => delivered.map_err(DeliverError::Refused),
-            Ok(Ok(None)) => Err(DeliverError::Gone),
-            Ok(Err(_)) | Err(_) => Err(DeliverError::Busy),
+/// Tells all workers to stop and waits for them; tells how many connections were cut.
+async fn stop_workers(workers: Vec<WorkerHandle>, plan: StopPlan) -> usize {
+    for worker in &workers {
+        if worker.inbox.send(Message::Stop(plan)).await.is_err() {
+            error!("a worker had ended before it was told to");
         }
     }
-
-    /// The connections of one worker that a query asks for; `None` if it does not answer.
-    pub(crate) async fn list(&self, worker: usize, query: Query) -> Option<Vec<Row>> {
-        let (reply, answer) = oneshot::channel();
-        let ask = async {
-            self.inboxes.get(worker)?.send(Message::List { query, reply }).await.ok()?;
-            answer.await.ok()
-        };
-        tokio::time::timeout(ASK, ask).await.ok()?
+    let mut cut = 0;
+    for worker in workers {
+        cut += worker.ended().await;
     }
+    cut
 }
 
 /// `NAME-TIME-RANDOM`: new at each start, and sorted by it.
@@ -347,15 +284,20 @@ fn build_pools(
     let observer: pool::Observer = {
         let metrics = Arc::clone(metrics);
         let inboxes = inboxes.to_vec();
-        Arc::new(move |event: &BackendEvent| backend_changed(event, &metrics, &inboxes))
+        let control = Handle::current();
+        Arc::new(move |event: &BackendEvent| {
+            note_change(event, &metrics);
+            if event.transition.to == State::Lost {
+                end_connections(event, &inboxes, &control);
+            }
+        })
     };
     let pools = config.pools.iter();
     pools.map(|settings| Pool::new(settings.clone(), Arc::clone(&observer))).collect()
 }
 
-/// Says once that a backend's state has changed, counts it, and ends the connections of one that
-/// is lost.
-fn backend_changed(event: &BackendEvent, metrics: &Metrics, inboxes: &[mpsc::Sender<Message>]) {
+/// Says once that a backend's state has changed, and counts it.
+fn note_change(event: &BackendEvent, metrics: &Metrics) {
     let BackendEvent { pool, backend, transition, detail } = event;
     let (from, to) = (transition.from.as_str(), transition.to.as_str());
     let cause = transition.cause.as_str();
@@ -377,14 +319,20 @@ fn backend_changed(event: &BackendEvent, metrics: &Metrics, inboxes: &[mpsc::Sen
     let labels =
         StateLabels { pool: pool.clone(), backend: id.to_owned(), outcome: to, reason: cause };
     metrics.backend_changes.get_or_create(&labels).inc();
-    if transition.to != State::Lost {
-        return;
-    }
-    for inbox in inboxes {
-        let message = Message::BackendLost { pool: pool.as_str().into(), backend: id.into() };
-        if inbox.try_send(message).is_err() {
-            error!(pool, backend = id, "a worker is too busy to end a lost backend's connections");
-        }
+}
+
+/// Has every worker end its connections to a backend that is lost. Whoever found out must not
+/// wait, and no worker may miss it: so the control runtime waits for a place in each inbox.
+fn end_connections(event: &BackendEvent, inboxes: &[mpsc::Sender<Message>], control: &Handle) {
+    let pool: Arc<str> = event.pool.as_str().into();
+    let backend: Arc<str> = event.backend.id().into();
+    for inbox in inboxes.iter().cloned() {
+        let message =
+            Message::BackendLost { pool: Arc::clone(&pool), backend: Arc::clone(&backend) };
+        control.spawn(async move {
+            // A worker that has ended has no connections.
+            let _ = inbox.send(message).await;
+        });
     }
 }
 

@@ -13,120 +13,29 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tokio::runtime::{Builder, LocalOptions};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tracing::{debug, error, warn};
 
+use crate::fleet::{Message, Passed, Query, Row};
 use crate::http::{Accepted, Context, Shared};
 use crate::listen::{Listener, Loads};
 use crate::shutdown::{StopPlan, Tasks};
 use crate::ws::clock::TICK_MILLIS;
 use crate::ws::close::CloseReason;
-use crate::ws::connection::{Connection, Serial, Undeliverable};
+use crate::ws::connection::{Connection, Serial};
 use crate::ws::pace;
 use crate::ws::relay::Direction;
 use crate::ws::table::Table;
 
-/// Messages that may wait for a worker.
-const INBOX: usize = 4096;
 /// So many connections are accepted in a row, then others get their turn.
 const ACCEPTS_PER_TURN: usize = 64;
+/// Turns of the runtime that cut connections get to write down how they ended. Each is enough for
+/// some sixty of them.
+const LAST_TURNS: usize = 4096;
 /// How long nothing is accepted when no descriptor is left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// What other threads ask of a worker.
-#[derive(Debug)]
-pub(super) enum Message {
-    /// Serve a connection that another worker has accepted.
-    Serve(Passed),
-    /// Send a message to a client.
-    Deliver {
-        /// Whom to.
-        serial: Serial,
-        /// One whole, unmasked data frame.
-        frame: Bytes,
-        /// Gets what became of it; `None`: there is no such connection.
-        reply: oneshot::Sender<Option<Result<(), Undeliverable>>>,
-    },
-    /// A backend is lost: its connections end.
-    BackendLost {
-        /// The name of its pool.
-        pool: Arc<str>,
-        /// Its id.
-        backend: Arc<str>,
-    },
-    /// Tell of the connections that a query asks for.
-    List {
-        /// Which.
-        query: Query,
-        /// Gets them, in the order of their serials.
-        reply: oneshot::Sender<Vec<Row>>,
-    },
-    /// Come to an end as planned; the delay of the plan is over.
-    Stop(StopPlan),
-}
-
-/// A connection that was accepted, and not yet read from, on its way between two threads.
-#[derive(Debug)]
-pub(super) struct Passed {
-    stream: std::net::TcpStream,
-    accepted: Accepted,
-}
-
-/// Which connections to tell of.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Query {
-    /// Of this pool only.
-    pub(crate) pool: Option<String>,
-    /// Of this key only.
-    pub(crate) key: Option<String>,
-    /// At this backend only.
-    pub(crate) backend: Option<String>,
-    /// This one only.
-    pub(crate) serial: Option<Serial>,
-    /// Only those behind it.
-    pub(crate) after: Option<Serial>,
-    /// At most so many.
-    pub(crate) limit: usize,
-}
-
-impl Query {
-    fn wants(&self, connection: &Connection) -> bool {
-        let Some(backend) = connection.backend() else { return false };
-        let facts = &connection.facts;
-        let is = |wanted: &Option<String>, value: Option<&str>| {
-            wanted.as_deref().is_none_or(|wanted| Some(wanted) == value)
-        };
-        is(&self.pool, Some(&facts.pool))
-            && is(&self.key, facts.key.as_deref())
-            && is(&self.backend, Some(&backend))
-    }
-}
-
-/// What is told of a connection.
-#[derive(Clone, Debug)]
-pub(crate) struct Row {
-    /// Its number.
-    pub(crate) serial: Serial,
-    /// Its route's name.
-    pub(crate) route: Arc<str>,
-    /// Its pool's name.
-    pub(crate) pool: Arc<str>,
-    /// Its backend's id.
-    pub(crate) backend: Arc<str>,
-    /// Its key.
-    pub(crate) key: Option<Arc<str>>,
-    /// Its client's address.
-    pub(crate) client: std::net::IpAddr,
-    /// When its handshake came.
-    pub(crate) since: std::time::SystemTime,
-    /// Messages and payload bytes, by [`Direction`].
-    pub(crate) counts: [(u64, u64); 2],
-    /// When a frame last went either way.
-    pub(crate) last_activity: std::time::SystemTime,
-}
 
 /// A worker as other threads see it.
 #[derive(Debug)]
@@ -150,13 +59,6 @@ impl WorkerHandle {
             }
         }
     }
-}
-
-/// The inboxes of all workers, made before the first of them starts.
-pub(super) fn inboxes(
-    workers: usize,
-) -> (Vec<mpsc::Sender<Message>>, Vec<mpsc::Receiver<Message>>) {
-    (0..workers).map(|_| mpsc::channel(INBOX)).unzip()
 }
 
 /// What a worker is made of.
@@ -286,7 +188,23 @@ impl Worker {
                 Some(message) = inbox.recv() => self.handle(message),
             }
         }
-        self.loads.of(self.index)
+        self.cut().await
+    }
+
+    /// Ends what is left, and tells how many client connections that was.
+    async fn cut(&self) -> usize {
+        let left = self.loads.of(self.index);
+        for connection in self.context.table.after(None, usize::MAX, |_| true) {
+            connection.cut(CloseReason::Shutdown);
+        }
+        // One turn of the runtime for each to say how it ended; requests under way are dropped.
+        for _ in 0..LAST_TURNS {
+            if self.context.table.is_empty() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        left
     }
 
     fn tick(&self) {
@@ -346,7 +264,10 @@ impl Worker {
                 client: connection.facts.client,
                 since: connection.facts.since,
                 counts: Direction::ALL.map(|direction| connection.counts(direction)),
-                last_activity: table.time_of(connection.last_activity()),
+                // The table's clock is a tick late at most: never before the beginning.
+                last_activity: table
+                    .time_of(connection.last_activity())
+                    .max(connection.facts.since),
             })
         });
         rows.collect()

@@ -128,6 +128,7 @@ pub struct Connection {
     backend: RefCell<Option<Arc<str>>>,
     mailbox: RefCell<Mailbox>,
     close: Cell<Option<CloseReason>>,
+    cut: Cell<bool>,
     look_at_clock: Cell<bool>,
     waker: RefCell<Option<Waker>>,
     /// Messages and payload bytes from the client, then from the backend.
@@ -144,6 +145,7 @@ impl Connection {
             backend: RefCell::default(),
             mailbox: RefCell::default(),
             close: Cell::new(None),
+            cut: Cell::new(false),
             look_at_clock: Cell::new(false),
             waker: RefCell::default(),
             counts: Cell::default(),
@@ -193,6 +195,12 @@ impl Connection {
         self.wake();
     }
 
+    /// Asks the relay to end at once, whatever is unsaid: the time to close is over.
+    pub fn cut(&self, reason: CloseReason) {
+        self.cut.set(true);
+        self.close(reason);
+    }
+
     /// Asks the relay to look at the clock.
     pub fn look_at_clock(&self) {
         self.look_at_clock.set(true);
@@ -233,6 +241,11 @@ impl Connection {
     /// For the relay: the reason to close, if it was asked to.
     pub(super) fn asked_to_close(&self) -> Option<CloseReason> {
         self.close.get()
+    }
+
+    /// For the relay: whether it is to end at once.
+    pub(super) fn asked_to_cut(&self) -> bool {
+        self.cut.get()
     }
 
     /// For the relay: whether it is to look at the clock; once.

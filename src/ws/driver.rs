@@ -178,7 +178,8 @@ impl Driver {
             self.end_sink(direction, context);
         }
         self.count(entry, now);
-        let ending = self.core.ending(self.all_written(), now);
+        let cut = entry.connection().asked_to_cut().then_some(Ending::Cut);
+        let ending = cut.or_else(|| self.core.ending(self.all_written(), now));
         if ending.is_none() {
             self.schedule(entry, now);
         }

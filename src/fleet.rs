@@ -1,0 +1,212 @@
+//! A proxy as those see it who are not on its workers' threads: what can be asked of it.
+//!
+//! Connections belong to their workers, and what others want of one they ask its worker for: a
+//! [`Message`] in the worker's inbox, a bounded queue, and an answer within [`ASK`]. Who asks, as
+//! the admin API does, names neither a worker nor a thread: that is what a [`Fleet`] is for.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::http::{Accepted, Shared};
+use crate::shutdown::StopPlan;
+use crate::ws::connection::{Connection, Serial, Undeliverable};
+
+/// Messages that may wait for a worker.
+const INBOX: usize = 4096;
+/// How long a question to a worker may take.
+const ASK: Duration = Duration::from_secs(5);
+
+/// What the admin API sees of a proxy.
+#[derive(Debug)]
+pub(crate) struct Fleet {
+    /// What its workers share.
+    pub(crate) shared: Arc<Shared>,
+    /// The name of its server, as the config or the host gives it.
+    pub(crate) name: String,
+    inboxes: Vec<mpsc::Sender<Message>>,
+    ready: AtomicBool,
+}
+
+/// Why a message did not reach the queue of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeliverError {
+    /// The id is not one of this proxy's.
+    #[error("no connection of this proxy has this id")]
+    Unknown,
+    /// The connection has ended.
+    #[error("the connection is gone")]
+    Gone,
+    /// Its queue does not take it.
+    #[error("the connection takes no message: {}", .0.label())]
+    Refused(Undeliverable),
+    /// Its worker has too much to do, or has ended.
+    #[error("the worker of the connection does not answer")]
+    Busy,
+}
+
+impl Fleet {
+    /// A proxy that is not ready yet.
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        name: String,
+        inboxes: Vec<mpsc::Sender<Message>>,
+    ) -> Self {
+        Self { shared, name, inboxes, ready: AtomicBool::new(false) }
+    }
+
+    /// Says whether the proxy serves and is not about to stop.
+    pub(crate) fn set_ready(&self, ready: bool) {
+        self.ready.store(ready, Ordering::Release);
+    }
+
+    /// Whether the proxy serves and is not about to stop.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
+    }
+
+    /// How many workers there are.
+    pub(crate) fn workers(&self) -> usize {
+        self.inboxes.len()
+    }
+
+    /// The serial in a connection id; `None` if it is not one of this proxy's.
+    pub(crate) fn serial(&self, connection_id: &str) -> Option<Serial> {
+        let (proxy, serial) = connection_id.split_once('.')?;
+        (*proxy == *self.shared.proxy_id).then(|| serial.parse().ok())?
+    }
+
+    /// Sends a message to one client, as [`Server::deliver`](crate::server::Server::deliver) says.
+    pub(crate) async fn deliver(
+        &self,
+        connection_id: &str,
+        frame: Bytes,
+    ) -> Result<(), DeliverError> {
+        let serial = self.serial(connection_id).ok_or(DeliverError::Unknown)?;
+        let inbox = self.inboxes.get(serial.worker()).ok_or(DeliverError::Unknown)?;
+        let (reply, answer) = oneshot::channel();
+        let message = Message::Deliver { serial, frame, reply };
+        inbox.try_send(message).map_err(|_| DeliverError::Busy)?;
+        match tokio::time::timeout(ASK, answer).await {
+            Ok(Ok(Some(delivered))) => delivered.map_err(DeliverError::Refused),
+            Ok(Ok(None)) => Err(DeliverError::Gone),
+            Ok(Err(_)) | Err(_) => Err(DeliverError::Busy),
+        }
+    }
+
+    /// The connections of one worker that a query asks for; `None` if it does not answer.
+    pub(crate) async fn list(&self, worker: usize, query: Query) -> Option<Vec<Row>> {
+        let (reply, answer) = oneshot::channel();
+        let ask = async {
+            self.inboxes.get(worker)?.send(Message::List { query, reply }).await.ok()?;
+            answer.await.ok()
+        };
+        tokio::time::timeout(ASK, ask).await.ok()?
+    }
+}
+
+/// What other threads ask of a worker.
+#[derive(Debug)]
+pub(crate) enum Message {
+    /// Serve a connection that another worker has accepted.
+    Serve(Passed),
+    /// Send a message to a client.
+    Deliver {
+        /// Whom to.
+        serial: Serial,
+        /// One whole, unmasked data frame.
+        frame: Bytes,
+        /// Gets what became of it; `None`: there is no such connection.
+        reply: oneshot::Sender<Option<Result<(), Undeliverable>>>,
+    },
+    /// A backend is lost: its connections end.
+    BackendLost {
+        /// The name of its pool.
+        pool: Arc<str>,
+        /// Its id.
+        backend: Arc<str>,
+    },
+    /// Tell of the connections that a query asks for.
+    List {
+        /// Which.
+        query: Query,
+        /// Gets them, in the order of their serials.
+        reply: oneshot::Sender<Vec<Row>>,
+    },
+    /// Come to an end as planned; the delay of the plan is over.
+    Stop(StopPlan),
+}
+
+/// A connection that was accepted, and not yet read from, on its way between two threads.
+#[derive(Debug)]
+pub(crate) struct Passed {
+    /// Its socket, on no runtime.
+    pub(crate) stream: std::net::TcpStream,
+    /// What counts for it.
+    pub(crate) accepted: Accepted,
+}
+
+/// Which connections to tell of.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Query {
+    /// Of this pool only.
+    pub(crate) pool: Option<String>,
+    /// Of this key only.
+    pub(crate) key: Option<String>,
+    /// At this backend only.
+    pub(crate) backend: Option<String>,
+    /// This one only.
+    pub(crate) serial: Option<Serial>,
+    /// Only those behind it.
+    pub(crate) after: Option<Serial>,
+    /// At most so many.
+    pub(crate) limit: usize,
+}
+
+impl Query {
+    /// Whether it asks for a connection; one without a backend is not open yet.
+    pub(crate) fn wants(&self, connection: &Connection) -> bool {
+        let Some(backend) = connection.backend() else { return false };
+        let facts = &connection.facts;
+        let is = |wanted: &Option<String>, value: Option<&str>| {
+            wanted.as_deref().is_none_or(|wanted| Some(wanted) == value)
+        };
+        is(&self.pool, Some(&facts.pool))
+            && is(&self.key, facts.key.as_deref())
+            && is(&self.backend, Some(&backend))
+    }
+}
+
+/// What is told of a connection.
+#[derive(Clone, Debug)]
+pub(crate) struct Row {
+    /// Its number.
+    pub(crate) serial: Serial,
+    /// Its route's name.
+    pub(crate) route: Arc<str>,
+    /// Its pool's name.
+    pub(crate) pool: Arc<str>,
+    /// Its backend's id.
+    pub(crate) backend: Arc<str>,
+    /// Its key.
+    pub(crate) key: Option<Arc<str>>,
+    /// Its client's address.
+    pub(crate) client: IpAddr,
+    /// When its handshake came.
+    pub(crate) since: SystemTime,
+    /// Messages and payload bytes, by [`Direction`].
+    pub(crate) counts: [(u64, u64); 2],
+    /// When a frame last went either way.
+    pub(crate) last_activity: SystemTime,
+}
+
+/// The inboxes of all workers, made before the first of them starts.
+pub(crate) fn inboxes(
+    workers: usize,
+) -> (Vec<mpsc::Sender<Message>>, Vec<mpsc::Receiver<Message>>) {
+    (0..workers).map(|_| mpsc::channel(INBOX)).unzip()
+}
