@@ -43,6 +43,7 @@ fn asking(address: SocketAddr, bytes: &[u8]) -> TcpStream {
     stream
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "it is a script, which owns its connection")]
 /// Serves requests until the connection ends: each is answered with its first line and its body.
 fn echo(stream: TcpStream) {
     while stream.peek(&mut [0]).is_ok_and(|count| count > 0) {

@@ -136,7 +136,7 @@ impl Exchange<'_> {
         if let Some(unasked) = self.go_ahead.as_ref().and_then(GoAhead::answered) {
             // The client may still send its body, or not: nobody can tell where its next request
             // would begin.
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            response.headers_mut().append(CONNECTION, HeaderValue::from_static("close"));
             response = response.map(|body| body.giving_up(unasked));
         }
         Ok(response)
