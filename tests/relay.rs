@@ -1,5 +1,7 @@
 //! The relay between a client and its backend, in bytes.
 
+#![expect(clippy::unwrap_used, reason = "in tests a panic is the report")]
+
 mod support;
 
 use std::io::{ErrorKind, Read, Write};
