@@ -198,7 +198,7 @@ pub(crate) struct Row {
     pub(crate) client: IpAddr,
     /// When its handshake came.
     pub(crate) since: SystemTime,
-    /// Messages and payload bytes, by [`Direction`].
+    /// Messages and payload bytes, by [`Direction`](crate::ws::relay::Direction).
     pub(crate) counts: [(u64, u64); 2],
     /// When a frame last went either way.
     pub(crate) last_activity: SystemTime,

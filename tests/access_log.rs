@@ -1,7 +1,5 @@
 //! The access log: a line for each answered request and each closed WebSocket.
 
-#![expect(clippy::unwrap_used, reason = "in tests a panic is the report")]
-
 mod support;
 
 use support::ws::{self, TEXT};
