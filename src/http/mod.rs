@@ -1,8 +1,8 @@
 //! HTTP: one client connection, from its first head to its last answer.
 //!
 //! A connection comes from a listener, goes through the [`gate`] and is served by hyper. Each
-//! request is matched to its [`Route`] and key; then it is either [forwarded](forward) or, if it
-//! asks for a WebSocket, opened as a [`tunnel`], with which HTTP is over for this connection.
+//! request is matched to its [`Route`] and key; then it is either forwarded (`forward`) or, if it
+//! asks for a WebSocket, opened as a `tunnel`, with which HTTP is over for this connection.
 //!
 //! All of that happens on one worker's thread, in one task per connection, over what the worker
 //! has for all of them: its [`Context`]. What workers share is in [`Shared`]; the routes and pools
