@@ -6,9 +6,12 @@
 
 use std::cell::Cell;
 use std::future::Future;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use pin_project_lite::pin_project;
 use tokio::sync::{Notify, watch};
 
 /// The times of a shutdown.
@@ -52,11 +55,7 @@ impl Default for Tasks {
 impl Tasks {
     /// Runs a task on this thread until it ends, or the thread does.
     pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
-        let running = Running::new(self);
-        tokio::task::spawn_local(async move {
-            let _running = running;
-            task.await;
-        });
+        tokio::task::spawn_local(Counted { task, _running: Running::new(self) });
     }
 
     /// Tells all that listen to [`Tasks::stopping`] to come to an end.
@@ -83,6 +82,24 @@ impl Tasks {
         while self.count.get() > 0 {
             self.ended.notified().await;
         }
+    }
+}
+
+pin_project! {
+    /// A task that counts. No async block: that would hold its task twice, once as it was given
+    /// and once as it is awaited.
+    struct Counted<T> {
+        #[pin]
+        task: T,
+        _running: Running,
+    }
+}
+
+impl<T: Future<Output = ()>> Future for Counted<T> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        self.project().task.poll(context)
     }
 }
 

@@ -15,6 +15,7 @@ pub mod framing;
 pub mod gate;
 mod head;
 pub mod headers;
+mod relayed;
 mod respond;
 mod tunnel;
 mod upstream;
@@ -99,6 +100,12 @@ impl Live {
         let before = route.live.fetch_add(1, Ordering::Relaxed);
         let live = Self(Arc::clone(route));
         (limit == 0 || before < limit).then_some(live)
+    }
+}
+
+impl Live {
+    fn route(&self) -> &Arc<Route> {
+        &self.0
     }
 }
 

@@ -18,25 +18,22 @@ use http::{HeaderMap, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tracing::debug;
 
 use super::body::{Reply, RequestBody};
 use super::forward::Answered;
 use super::gate::Gate;
 use super::head::RequestHead;
+use super::relayed::{Guards, Relayed};
 use super::respond::Refused;
 use super::{Accepted, Context, Live, Route, Trace, headers, upstream};
 use crate::listen::Stream;
-use crate::observe::access_log::{ConnectionLine, unix_millis};
-use crate::observe::metrics::{ConnectionLabels, Held};
 use crate::pool::backend::ConnectionGauge;
 use crate::pool::{Backend, Choice, Moved, Placement, Pool, Stay};
 use crate::route::key::Key;
 use crate::ws::connection::Facts;
-use crate::ws::driver::{Driver, Ended, Nonce};
+use crate::ws::driver::{Driver, Nonce};
 use crate::ws::frame::ReservedBits;
 use crate::ws::handshake;
-use crate::ws::relay::Direction;
 use crate::ws::table::Entry;
 
 /// How often a handshake begins anew because its key went elsewhere meanwhile.
@@ -88,15 +85,15 @@ pub(super) async fn open(
         Answer::Refusal(response) => return Ok(response),
         Answer::Switched(upstream, answer) => (upstream, answer),
     };
-    entry.connection().set_backend(upstream.backend.id().into());
+    entry.connection().set_backend(upstream.backend.shared_id());
     context.shared.metrics.shook_hands(&route.name, began.elapsed());
     let tunnel = Tunnel {
         context: Rc::clone(context),
-        route: Arc::clone(route),
-        id,
         upstream,
         entry,
-        _guards: (live, opening.target, handshake.accepted),
+        live,
+        placement: opening.target.into_placement(),
+        accepted: handshake.accepted,
     };
     context.tasks.spawn(tunnel.run(handshake.upgrade));
     Ok(answer)
@@ -122,6 +119,14 @@ impl Target {
             Some(key) => Self::Placed(pool.place(key.as_str())?),
             None => Self::Anywhere(pool.any()?),
         })
+    }
+
+    /// What is held of it while the connection lives.
+    fn into_placement(self) -> Option<Placement> {
+        match self {
+            Self::Placed(placement) => Some(placement),
+            Self::Anywhere(_) => None,
+        }
     }
 
     fn key(&self) -> Option<Arc<str>> {
@@ -163,7 +168,7 @@ struct Upstream {
     stream: Stream,
     read_ahead: Vec<u8>,
     reserved: ReservedBits,
-    _counted: ConnectionGauge,
+    counted: ConnectionGauge,
 }
 
 /// What a backend says to a handshake.
@@ -254,7 +259,7 @@ impl Opening<'_> {
             stream: parts.io.into_inner(),
             read_ahead: parts.read_buf.to_vec(),
             reserved: negotiated.reserved,
-            _counted: backend.connection(),
+            counted: backend.connection(),
         };
         Ok(Answer::Switched(upstream, switching(response.headers())))
     }
@@ -273,97 +278,43 @@ fn switching(of_backend: &HeaderMap) -> Response<Reply> {
     response
 }
 
-/// All that a relay needs and holds.
+/// A WebSocket that is open on the backend's side and not yet on the client's.
 struct Tunnel {
     context: Rc<Context>,
-    route: Arc<Route>,
-    id: String,
     upstream: Upstream,
     entry: Entry,
-    _guards: (Live, Target, Rc<Accepted>),
+    live: Live,
+    placement: Option<Placement>,
+    accepted: Rc<Accepted>,
 }
 
 impl Tunnel {
+    /// Has the relay begin, in a task of its own, once the client has its 101.
     async fn run(self, upgrade: OnUpgrade) {
-        let Self { context, route, id, upstream, entry, _guards } = self;
         let client = upgrade.await.ok().and_then(|upgraded| {
             let parts = upgraded.downcast::<TokioIo<Gate>>().ok()?;
             let (stream, behind) = parts.io.into_inner().into_parts();
             // hyper took from the gate what came first.
             Some((stream, [&parts.read_buf[..], &behind].concat()))
         });
+        let Self { context, upstream, entry, live, placement, accepted } = self;
+        let route = Arc::clone(live.route());
         let Some(client) = client else {
             // Gone before it had its 101.
             return context.shared.metrics.refuse(&route.name, "client_gone");
         };
-        let labels = ConnectionLabels {
-            route: route.name.to_string(),
-            pool: route.pool_name.to_string(),
-            backend: upstream.backend.id().to_owned(),
-        };
-        let metrics = &context.shared.metrics;
-        metrics.connections_opened.get_or_create(&labels).inc();
-        let held = Held::new(metrics.connections.get_or_create_owned(&labels));
-        drop(labels);
-        debug!(connection = id, backend = upstream.backend.id(), "opened");
-        let Upstream { backend, stream, read_ahead, reserved, _counted } = upstream;
-        let driver = Driver::new(
-            entry,
-            route.relay_limits(reserved),
-            client,
-            (stream, read_ahead),
-            Arc::clone(&route.counts),
-            nonce(),
-        );
-        let ended = driver.await;
-        drop(held);
-        ended_relay(&context, &route, &id, &backend, &ended);
+        let Upstream { stream, read_ahead, reserved, counted, .. } = upstream;
+        let guards = Guards { live, counted, placement, accepted };
+        let tasks = context.tasks.clone();
+        let relayed = Relayed::begin(context, entry, guards, |entry| {
+            let limits = route.relay_limits(reserved);
+            let backend = (stream, read_ahead);
+            Driver::new(entry, limits, client, backend, Arc::clone(&route.counts), nonce())
+        });
+        tasks.spawn(relayed);
     }
 }
 
 fn nonce() -> Nonce {
     Nonce { ping: crate::random::bytes(), mask: crate::random::bytes() }
-}
-
-/// The one place that says how a connection ended.
-fn ended_relay(context: &Context, route: &Route, id: &str, backend: &Backend, ended: &Ended) {
-    let Ended { reason, cut, entry } = ended;
-    context.shared.metrics.closed(&route.name, *reason, *cut);
-    let connection = entry.connection();
-    let (messages_from_client, bytes_from_client) = connection.counts(Direction::FromClient);
-    let (messages_from_backend, bytes_from_backend) = connection.counts(Direction::FromBackend);
-    let closed = ConnectionLine {
-        kind: "connection",
-        time: unix_millis(SystemTime::now()),
-        connection: id,
-        client: connection.facts.client,
-        route: &route.name,
-        pool: &route.pool_name,
-        backend: backend.id(),
-        key: connection.facts.key.as_deref(),
-        since: unix_millis(connection.facts.since),
-        by: reason.by().label(),
-        reason: reason.label(),
-        code: reason.code(),
-        cut: *cut,
-        messages_from_client,
-        bytes_from_client,
-        messages_from_backend,
-        bytes_from_backend,
-    };
-    context.shared.access_log.record(&closed);
-    debug!(
-        connection = id,
-        route = %route.name,
-        backend = backend.id(),
-        by = reason.by().label(),
-        reason = reason.label(),
-        code = reason.code(),
-        cut,
-        messages_from_client,
-        bytes_from_client,
-        messages_from_backend,
-        bytes_from_backend,
-        "closed: {reason}",
-    );
 }

@@ -20,7 +20,7 @@ use super::{BackendAddress, BackendSettings};
 
 /// One backend of a pool, shared by all that have to do with it.
 pub struct Backend {
-    id: String,
+    id: Arc<str>,
     settings: ArcSwap<BackendSettings>,
     verdict: Mutex<Verdict>,
     /// The state of `verdict`, written only while that is locked.
@@ -50,7 +50,7 @@ impl Backend {
     /// Makes a backend that is in service and has nothing yet.
     pub fn new(settings: BackendSettings, policy: Policy, now: Instant) -> Self {
         Self {
-            id: settings.id.clone(),
+            id: settings.id.as_str().into(),
             settings: ArcSwap::from_pointee(settings),
             verdict: Mutex::new(Verdict::new(policy, now)),
             state: AtomicU8::new(State::InService as u8),
@@ -63,7 +63,7 @@ impl Backend {
 
     /// Exchanges the settings, whose id is the same, and the policy; verdict and counts stay.
     pub(super) fn reconfigure(&self, settings: &BackendSettings, policy: Policy) {
-        debug_assert_eq!(self.id, settings.id, "a backend keeps its id");
+        debug_assert_eq!(*self.id, *settings.id, "a backend keeps its id");
         self.settings.store(Arc::new(settings.clone()));
         self.with_verdict(|verdict| verdict.set_policy(policy));
     }
@@ -110,6 +110,11 @@ impl Backend {
     /// The id, which never changes.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// The id, for who keeps it.
+    pub fn shared_id(&self) -> Arc<str> {
+        Arc::clone(&self.id)
     }
 
     /// Where it is now.
@@ -177,6 +182,13 @@ impl fmt::Debug for Backend {
 /// A connection that a backend has; dropping it takes it off the count.
 #[derive(Debug)]
 pub struct ConnectionGauge(Arc<Backend>);
+
+impl ConnectionGauge {
+    /// The backend that has it.
+    pub fn backend(&self) -> &Arc<Backend> {
+        &self.0
+    }
+}
 
 impl Drop for ConnectionGauge {
     fn drop(&mut self) {

@@ -1,0 +1,124 @@
+//! A WebSocket while it is relayed: the driver, and all that counts as long as it lives.
+//!
+//! Most of what a proxy with many idle clients keeps in memory is this future, once for each. So
+//! it is written by hand and holds nothing that it could look up: an async block would keep every
+//! local of its beginning to its end.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context as TaskContext, Poll, ready};
+use std::time::SystemTime;
+
+use tracing::debug;
+
+use super::{Accepted, Context, Live};
+use crate::observe::access_log::{ConnectionLine, unix_millis};
+use crate::observe::metrics::{ConnectionLabels, Held};
+use crate::pool::Placement;
+use crate::pool::backend::ConnectionGauge;
+use crate::ws::driver::{Driver, Ended};
+use crate::ws::relay::Direction;
+use crate::ws::table::Entry;
+
+/// One live WebSocket; resolves when it is over and that was written down.
+pub(super) struct Relayed {
+    driver: Driver,
+    context: Rc<Context>,
+    guards: Guards,
+    _shown: Held,
+}
+
+/// What a WebSocket holds as long as it lives.
+pub(super) struct Guards {
+    /// Its place in its route.
+    pub(super) live: Live,
+    /// Its backend has it.
+    pub(super) counted: ConnectionGauge,
+    /// The place of its key.
+    #[expect(dead_code, reason = "held, not read")]
+    pub(super) placement: Option<Placement>,
+    /// Its client's socket counts.
+    #[expect(dead_code, reason = "held, not read")]
+    pub(super) accepted: Rc<Accepted>,
+}
+
+impl Relayed {
+    /// Counts a connection that has just been opened on both sides, and has `drive` relay it.
+    pub(super) fn begin(
+        context: Rc<Context>,
+        entry: Entry,
+        guards: Guards,
+        drive: impl FnOnce(Entry) -> Driver,
+    ) -> Self {
+        let route = guards.live.route();
+        let labels = ConnectionLabels {
+            route: route.name.to_string(),
+            pool: route.pool_name.to_string(),
+            backend: guards.counted.backend().id().to_owned(),
+        };
+        let metrics = &context.shared.metrics;
+        metrics.connections_opened.get_or_create(&labels).inc();
+        let shown = Held::new(metrics.connections.get_or_create_owned(&labels));
+        let id = context.shared.connection_id(entry.connection().serial);
+        debug!(connection = id, backend = labels.backend, "opened");
+        Self { driver: drive(entry), context, guards, _shown: shown }
+    }
+
+    /// The one place that says how a connection ended.
+    fn write_down(&self, ended: &Ended) {
+        let Ended { reason, cut, entry } = ended;
+        let shared = &self.context.shared;
+        let route = self.guards.live.route();
+        shared.metrics.closed(&route.name, *reason, *cut);
+        let connection = entry.connection();
+        let id = shared.connection_id(connection.serial);
+        let backend = self.guards.counted.backend().id();
+        let (messages_from_client, bytes_from_client) = connection.counts(Direction::FromClient);
+        let (messages_from_backend, bytes_from_backend) = connection.counts(Direction::FromBackend);
+        let line = ConnectionLine {
+            kind: "connection",
+            time: unix_millis(SystemTime::now()),
+            connection: &id,
+            client: connection.facts.client,
+            route: &route.name,
+            pool: &route.pool_name,
+            backend,
+            key: connection.facts.key.as_deref(),
+            since: unix_millis(connection.facts.since),
+            by: reason.by().label(),
+            reason: reason.label(),
+            code: reason.code(),
+            cut: *cut,
+            messages_from_client,
+            bytes_from_client,
+            messages_from_backend,
+            bytes_from_backend,
+        };
+        shared.access_log.record(&line);
+        debug!(
+            connection = id,
+            route = line.route,
+            backend,
+            by = line.by,
+            reason = line.reason,
+            code = line.code,
+            cut,
+            messages_from_client,
+            bytes_from_client,
+            messages_from_backend,
+            bytes_from_backend,
+            "closed: {reason}",
+        );
+    }
+}
+
+impl Future for Relayed {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<()> {
+        let ended = ready!(Pin::new(&mut self.driver).poll(context));
+        self.write_down(&ended);
+        Poll::Ready(())
+    }
+}
