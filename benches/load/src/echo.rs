@@ -1,0 +1,81 @@
+//! The echo server.
+
+use std::io::{self, Write};
+use std::net::SocketAddr;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use sha1::{Digest, Sha1};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::frame;
+
+const GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+const LARGEST_HEAD: usize = 16 * 1024;
+
+/// Echoes until the process is killed.
+pub(crate) async fn serve(listen: SocketAddr) -> anyhow::Result<()> {
+    let listener = TcpListener::bind(listen).await?;
+    writeln!(io::stdout(), "{}", listener.local_addr()?)?;
+    loop {
+        let (stream, _) = listener.accept().await?;
+        stream.set_nodelay(true)?;
+        tokio::spawn(async move {
+            // A client that is gone is what ends each of these.
+            let _ = connection(stream).await;
+        });
+    }
+}
+
+async fn connection(mut stream: TcpStream) -> io::Result<()> {
+    let mut bytes = shake_hands(&mut stream).await?;
+    let mut answer = Vec::new();
+    loop {
+        let (taken, closed) = frame::echo(&bytes, &mut answer);
+        bytes.drain(..taken);
+        stream.write_all(&answer).await?;
+        answer.clear();
+        if closed {
+            return stream.shutdown().await;
+        }
+        if bytes.is_empty() {
+            // Idle connections are counted in memory: hold nothing.
+            bytes = Vec::new();
+            stream.readable().await?;
+        }
+        if stream.read_buf(&mut bytes).await? == 0 {
+            return Ok(());
+        }
+    }
+}
+
+/// Answers the handshake; what came behind it is returned.
+async fn shake_hands(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let mut head = Vec::new();
+    let end = loop {
+        if let Some(end) = head.windows(4).position(|four| four == b"\r\n\r\n") {
+            break end + 4;
+        }
+        if head.len() > LARGEST_HEAD || stream.read_buf(&mut head).await? == 0 {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+    };
+    let text = String::from_utf8_lossy(&head[..end]).into_owned();
+    let key = text.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("sec-websocket-key").then(|| value.trim())
+    });
+    let Some(key) = key else {
+        // A health check.
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await?;
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    };
+    let accept = STANDARD.encode(Sha1::new().chain_update(key).chain_update(GUID).finalize());
+    let answer = format!(
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Accept: {accept}\r\n\r\n"
+    );
+    stream.write_all(answer.as_bytes()).await?;
+    Ok(head.split_off(end))
+}
