@@ -5,6 +5,7 @@
 mod support;
 
 use std::collections::{HashMap, HashSet};
+use std::io::Write;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -267,4 +268,49 @@ fn handshakes_at_once_end_on_one_backend_while_their_home_comes_and_goes() {
         assert!(live.len() > 100, "only {} were opened", live.len());
     });
     assert!(homes.len() > 1, "nothing ever went elsewhere: {homes:?}");
+}
+
+#[test]
+fn a_key_goes_on_at_once_though_a_client_has_not_answered_its_close() {
+    let mut backends = support::Backend::fleet(&["a", "b"]);
+    let proxy = Proxy::before(&support::addresses(&backends));
+    let client = ws::open(proxy.address, "/rooms?room=k");
+    let home = served_by(&client);
+    backends.iter_mut().find(|backend| backend.id == home).unwrap().process.kill();
+    // It reads the Close and does not answer.
+    while client.read().opcode != CLOSE {}
+    let other = ws::open(proxy.address, "/rooms?room=k");
+    assert_ne!(served_by(&other), home);
+    drop(client);
+}
+
+#[test]
+fn a_client_that_does_not_read_keeps_no_key_on_a_backend_that_is_gone() {
+    let mut backends = support::Backend::fleet(&["a", "b"]);
+    let proxy = Proxy::before(&support::addresses(&backends));
+    let home = served_by(&ws::open(proxy.address, "/rooms?room=k"));
+    let deaf = ws::open(proxy.address, "/echo?room=k");
+    deaf.stream.set_nonblocking(true).unwrap();
+    let message = ws::masked(ws::BINARY, vec![1; 60_000]);
+    let mut sent = 0;
+    // The echoes fill all buffers on the way to it, then the backend takes no more.
+    let stalls = || proxy.metric("steadfast_relay_stalls_total", &[("direction", "from_backend")]);
+    eventually("the echoes stall", || {
+        while let Ok(count) = (&deaf.stream).write(&message[sent % message.len()..]) {
+            sent += count;
+        }
+        (stalls() > 0.0).then_some(())
+    });
+    backends.iter_mut().find(|backend| backend.id == home).unwrap().process.kill();
+    let other = eventually("the key is free", || {
+        let asked = ws::ask(proxy.address, "/rooms?room=k", &[]);
+        (asked.answer.status == 101).then_some(asked)
+    });
+    assert_ne!(served_by(&other), home);
+}
+
+/// The backend that welcomes a member of a room.
+fn served_by(client: &Ws) -> String {
+    let welcome: serde_json::Value = serde_json::from_str(&client.read().text()).unwrap();
+    welcome["welcome"]["backend"].as_str().unwrap().to_owned()
 }

@@ -35,8 +35,7 @@ pub(super) struct Guards {
     pub(super) live: Live,
     /// Its backend has it.
     pub(super) counted: ConnectionGauge,
-    /// The place of its key.
-    #[expect(dead_code, reason = "held, not read")]
+    /// The place of its key, until its backend's side is over.
     pub(super) placement: Option<Placement>,
     /// Its client's socket counts.
     #[expect(dead_code, reason = "held, not read")]
@@ -117,7 +116,12 @@ impl Future for Relayed {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<()> {
-        let ended = ready!(Pin::new(&mut self.driver).poll(context));
+        let polled = Pin::new(&mut self.driver).poll(context);
+        if self.driver.backend_is_over() {
+            // What its client still has to hear must not keep others of the key from coming back.
+            self.guards.placement = None;
+        }
+        let ended = ready!(polled);
         self.write_down(&ended);
         Poll::Ready(())
     }

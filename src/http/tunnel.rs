@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use http::header::{CONNECTION, HeaderValue, ORIGIN, UPGRADE};
-use http::{HeaderMap, Response, StatusCode};
+use http::{HeaderMap, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -247,6 +247,9 @@ impl Opening<'_> {
         mut response: Response<Incoming>,
         backend: &Arc<Backend>,
     ) -> Result<Answer, Refused> {
+        if response.version() != Version::HTTP_11 {
+            return Err(Refused::BadAnswer("it is not HTTP/1.1".to_owned()));
+        }
         let negotiated = handshake::check_response(response.headers(), self.head.headers())
             .map_err(|error| Refused::BadAnswer(error.to_string()))?;
         let upgraded = hyper::upgrade::on(&mut response).await;

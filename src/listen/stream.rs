@@ -6,6 +6,7 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -18,6 +19,17 @@ pub enum Stream {
 }
 
 impl Stream {
+    /// Whether the peer has ended or reset its side, though what it said before may be unread.
+    ///
+    /// One system call; for a stream that is not being read.
+    pub fn peer_has_ended(&self) -> bool {
+        let Self::Tcp(stream) = self;
+        let mut polled = [PollFd::new(stream, PollFlags::RDHUP)];
+        // An error says nothing about the peer.
+        let found = poll(&mut polled, Some(&Timespec::default())).unwrap_or(0);
+        found > 0 && !polled[0].revents().is_empty()
+    }
+
     /// Makes the drop of this stream a reset, as its peer's counterpart had.
     pub fn reset_on_drop(&self) {
         match self {

@@ -17,12 +17,14 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::clock::Tick;
+use super::clock::{Tick, Ticks};
 use super::close::CloseReason;
 use super::relay::{Direction, Ending, Relay, RelayLimits, Step};
 use super::table::{Entry, READ_BYTES};
 use crate::listen::Stream;
 
+/// How often a backend is looked at that is not being read: every second.
+const LOOK_TICKS: Ticks = Ticks::from_secs(1);
 /// So many reads of one direction, then others get their turn.
 const READS_PER_TURN: usize = 8;
 
@@ -134,6 +136,8 @@ pub struct Driver {
     /// For frames to the backend, of which there is one in a connection's life.
     mask: [u8; 4],
     started: bool,
+    /// The backend has ended, while its client's slowness kept us from reading that.
+    backend_hung_up: bool,
 }
 
 impl Driver {
@@ -160,6 +164,7 @@ impl Driver {
             scheduled: None,
             mask: nonce.mask,
             started: false,
+            backend_hung_up: false,
         }
     }
 
@@ -196,7 +201,19 @@ impl Driver {
         if connection.take_look_at_clock() {
             self.scheduled = None;
             self.core.tick(now);
+            self.backend_hung_up |= self.is_stalled() && self.backend.stream.peer_has_ended();
         }
+    }
+
+    /// The client takes nothing for now, so the backend is not read.
+    fn is_stalled(&self) -> bool {
+        !self.client.unwritten.is_empty()
+    }
+
+    /// Whether the backend's side of this connection is over. Then its key must not be kept where
+    /// it is, however long the client takes to hear all that the backend has said.
+    pub fn backend_is_over(&self) -> bool {
+        self.backend_hung_up || self.core.backend_is_over()
     }
 
     /// The first frame often comes in the packet of the 101: what HTTP read ahead goes first.
@@ -358,7 +375,10 @@ impl Driver {
     }
 
     fn schedule(&mut self, entry: &Entry, now: Tick) {
-        let Some(next) = self.core.next_tick(now) else { return };
+        // Whoever is not read may end without our noticing.
+        let look = (self.is_stalled() && !self.backend_hung_up).then(|| now + LOOK_TICKS);
+        let tick = self.core.next_tick(now);
+        let Some(next) = look.into_iter().chain(tick).min() else { return };
         if self.scheduled.is_none_or(|scheduled| next < scheduled) {
             entry.table().look_at(next, entry.connection().serial);
             self.scheduled = Some(next);

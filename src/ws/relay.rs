@@ -475,6 +475,11 @@ impl Relay {
         self.reason.unwrap_or(CloseReason::Internal)
     }
 
+    /// Whether the backend's side is over: nothing of it is left that a key could live on.
+    pub fn backend_is_over(&self) -> bool {
+        self.from_backend.ended
+    }
+
     /// Whether it was told to close, or a peer began to.
     pub fn has_reason(&self) -> bool {
         self.reason.is_some()
