@@ -11,7 +11,7 @@ use super::names;
 use crate::config::problems::Problems;
 use crate::config::raw::{Cursor, Located};
 use crate::config::value::quoted;
-use crate::listen::ListenerSettings;
+use crate::listen::{ListenerSettings, ProxyProtocol};
 
 /// How long a request head may be: below, a browser's own headers don't fit; above, each idle
 /// client could make the proxy hold a megabyte for nothing.
@@ -35,12 +35,14 @@ pub(super) fn resolve(mut table: Cursor<'_>, index: usize, problems: &mut Proble
     let name = names::name(&mut table, problems);
     let bind = bind(&mut table, problems);
     let trusted = trusted(&mut table, problems);
+    let proxy_protocol = proxy_protocol(&mut table, &trusted, problems);
     let (header_timeout, idle_timeout) = timeouts(&mut table, problems);
     let (head_bytes, headers, connections, connections_per_ip) = limits(&mut table, problems);
     let keepalive = keepalive(&mut table, Duration::from_secs(60), problems);
     let settings = bind.as_ref().map(|bind| ListenerSettings {
         name: name.as_ref().map(|name| name.value.clone()),
         bind: bind.value,
+        proxy_protocol,
         trusted,
         header_timeout,
         idle_timeout,
@@ -77,6 +79,23 @@ fn trusted(table: &mut Cursor<'_>, problems: &mut Problems) -> Vec<IpNet> {
         }
     }
     networks
+}
+
+fn proxy_protocol(
+    table: &mut Cursor<'_>,
+    trusted: &[IpNet],
+    problems: &mut Problems,
+) -> ProxyProtocol {
+    const KEY: &str = "proxy_protocol";
+    const CHOICES: [(&str, ProxyProtocol); 2] =
+        [("off", ProxyProtocol::Off), ("accept", ProxyProtocol::Accept)];
+    let span = table.span_of(KEY);
+    let chosen = super::choice(table, KEY, &CHOICES, ProxyProtocol::Off, problems);
+    if chosen == ProxyProtocol::Accept && trusted.is_empty() {
+        let what = "\"accept\" is of use only with trusted: write there who may send the header";
+        table.note(problems, span.unwrap_or_default(), KEY, what);
+    }
+    chosen
 }
 
 fn timeouts(table: &mut Cursor<'_>, problems: &mut Problems) -> (Duration, Duration) {
