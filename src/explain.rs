@@ -181,8 +181,9 @@ pub fn explain(question: &Question, doors: &[Door<'_>], snapshot: &Snapshot) -> 
     let Some((door, route)) = found else {
         // A listener is told all the same where the port left no doubt.
         told.listener = doors.first().filter(|_| doors.len() == 1).map(|one| one.label.to_owned());
-        let host = question.host().map_or("without a host".to_owned(), |host| format!("{host:?}"));
-        told.why.push(format!("no route is for the host {host} and the path {path:?}: a 404"));
+        let host = question.host().map(|host| format!("at the host {host:?}"));
+        let host = host.as_deref().unwrap_or("without a host");
+        told.why.push(format!("no route is for {path:?} {host}: a 404"));
         return told;
     };
     told.listener = Some(door.label.to_owned());

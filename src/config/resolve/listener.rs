@@ -68,7 +68,7 @@ fn trusted(table: &mut Cursor<'_>, problems: &mut Problems) -> Vec<IpNet> {
     for text in table.list::<String>("trusted", problems) {
         let address = || text.value.parse::<IpAddr>().ok().map(IpNet::from);
         match text.value.parse::<IpNet>().ok().or_else(address) {
-            Some(network) => networks.push(network.trunc()),
+            Some(network) => networks.push(canonical(network.trunc())),
             None => {
                 let what = format!(
                     "has {}, which is no network; write one such as \"10.0.0.0/8\", or an IP address",
@@ -79,6 +79,13 @@ fn trusted(table: &mut Cursor<'_>, problems: &mut Problems) -> Vec<IpNet> {
         }
     }
     networks
+}
+
+/// A network of IPv4 addresses within IPv6 is one of IPv4, as addresses of peers are.
+fn canonical(network: IpNet) -> IpNet {
+    let IpAddr::V4(address) = network.network().to_canonical() else { return network };
+    let length = network.prefix_len().checked_sub(network.max_prefix_len() - 32);
+    length.and_then(|length| IpNet::new(address.into(), length).ok()).unwrap_or(network)
 }
 
 fn proxy_protocol(
@@ -116,4 +123,24 @@ fn limits(table: &mut Cursor<'_>, problems: &mut Problems) -> (usize, usize, usi
     limits.finish(problems);
     let fit = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
     (fit(head), fit(headers.into()), connections, connections_per_ip)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_within_ipv6_are_those_of_ipv4() {
+        for (written, meant) in [
+            ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+            ("::ffff:192.0.2.7/128", "192.0.2.7/32"),
+            ("::ffff:0:0/96", "0.0.0.0/0"),
+            ("10.0.0.0/8", "10.0.0.0/8"),
+            ("2001:db8::/32", "2001:db8::/32"),
+            ("::/0", "::/0"),
+        ] {
+            let network: IpNet = written.parse().expect(written);
+            assert_eq!(canonical(network).to_string(), meant);
+        }
+    }
 }
