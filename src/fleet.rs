@@ -13,6 +13,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::http::{Accepted, Shared};
+use crate::listen::Listener;
 use crate::shutdown::StopPlan;
 use crate::ws::connection::{Connection, Serial, Undeliverable};
 
@@ -28,6 +29,8 @@ pub(crate) struct Fleet {
     pub(crate) shared: Arc<Shared>,
     /// The name of its server, as the config or the host gives it.
     pub(crate) name: String,
+    /// Where clients connect, in the order of the config.
+    pub(crate) listeners: Vec<Arc<Listener>>,
     inboxes: Vec<mpsc::Sender<Message>>,
     ready: AtomicBool,
 }
@@ -54,9 +57,10 @@ impl Fleet {
     pub(crate) fn new(
         shared: Arc<Shared>,
         name: String,
+        listeners: Vec<Arc<Listener>>,
         inboxes: Vec<mpsc::Sender<Message>>,
     ) -> Self {
-        Self { shared, name, inboxes, ready: AtomicBool::new(false) }
+        Self { shared, name, listeners, inboxes, ready: AtomicBool::new(false) }
     }
 
     /// Says whether the proxy serves and is not about to stop.

@@ -3,12 +3,14 @@
 //! The path of the bytes: [`listen`] accepts a socket, [`http`] reads a request from it,
 //! [`route`] tells its route and its key, [`pool`] its backend, and after both sides have said
 //! 101 [`ws`] relays frames between them until one ends. [`config`] says how, [`server`] builds
-//! and owns it all, [`shutdown`] ends it, [`admin`] and [`observe`] show it.
+//! and owns it all, [`shutdown`] ends it, [`admin`] and [`observe`] show it; [`explain`] tells
+//! where a request would go.
 
 pub mod admin;
 pub mod cli;
 pub mod config;
 pub mod descriptors;
+pub mod explain;
 mod fields;
 mod fleet;
 pub mod http;

@@ -143,6 +143,7 @@ fn the_example_shows_every_option() {
         "log.format",
         "access_log",
         "bind",
+        "proxy_protocol",
         "trusted",
         "timeouts.header",
         "timeouts.idle",

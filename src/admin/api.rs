@@ -1,7 +1,9 @@
 //! The requests of the admin API and their answers.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::StatusCode;
 use axum::http::header::{CONTENT_TYPE, WWW_AUTHENTICATE};
@@ -13,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::guard::Guard;
 use super::problem::Problem;
+use crate::explain::{self, Door, Explanation, Question};
 use crate::fleet::{self, Fleet, Row};
 use crate::observe::access_log::unix_millis;
 use crate::pool::Pool;
@@ -29,6 +32,7 @@ pub(super) fn router(fleet: Arc<Fleet>, guard: Arc<Guard>) -> Router {
         .route("/v1/pools", get(pools))
         .route("/v1/connections", get(connections))
         .route("/v1/connections/{id}", get(connection))
+        .route("/v1/route", get(route))
         .layer(middleware::from_fn_with_state(Arc::clone(&guard), authorize));
     Router::new()
         .route("/healthz", get(|| async { "alive\n" }))
@@ -161,7 +165,7 @@ struct ConnectionView {
 
 async fn connections(
     State(fleet): State<Arc<Fleet>>,
-    filter: Result<Query<Filter>, axum::extract::rejection::QueryRejection>,
+    filter: Result<Query<Filter>, QueryRejection>,
 ) -> Result<Json<Connections>, Problem> {
     let bad = |detail: String| Problem::new(StatusCode::BAD_REQUEST, detail);
     let Query(filter) = filter.map_err(|error| bad(error.body_text()))?;
@@ -190,6 +194,36 @@ async fn connections(
     let next = rows.last().filter(|_| more).map(|row| row.serial.to_string());
     let connections = rows.into_iter().map(|row| connection_view(&fleet, row)).collect();
     Ok(Json(Connections { connections, next }))
+}
+
+/// Explains where a request would go. `url=` once, `header=name:value` for each header line,
+/// `client=` the address that it would come from.
+async fn route(
+    State(fleet): State<Arc<Fleet>>,
+    parameters: Result<Query<Vec<(String, String)>>, QueryRejection>,
+) -> Result<Json<Explanation>, Problem> {
+    let bad = |detail: String| Problem::new(StatusCode::BAD_REQUEST, detail);
+    let Query(parameters) = parameters.map_err(|error| bad(error.body_text()))?;
+    let (mut target, mut lines) = (None, Vec::new());
+    let mut client = IpAddr::from(Ipv4Addr::LOCALHOST);
+    for (name, value) in parameters {
+        let wrong = |error: &dyn std::fmt::Display| bad(format!("{name} {value:?}: {error}"));
+        match name.as_str() {
+            "url" => target = Some(value.parse().map_err(|error| wrong(&error))?),
+            "header" => lines.push(value.parse().map_err(|error| wrong(&error))?),
+            "client" => client = value.parse().map_err(|error| wrong(&error))?,
+            _ => return Err(bad(format!("no parameter is called {name:?}"))),
+        }
+    }
+    let target = target.ok_or_else(|| bad("url is missing: the one to explain".to_owned()))?;
+    let doors = fleet.listeners.iter().map(|listener| Door {
+        settings: &listener.settings,
+        address: listener.address,
+        label: &listener.label,
+    });
+    let doors: Vec<Door<'_>> = doors.collect();
+    let question = Question::new(target, lines, client);
+    Ok(Json(explain::explain(&question, &doors, &fleet.shared.snapshot.load())))
 }
 
 fn no_answer() -> Problem {

@@ -5,9 +5,11 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+mod ask;
 mod check;
 mod demo;
 mod log;
+mod route;
 mod run;
 mod signals;
 
@@ -27,13 +29,20 @@ enum Command {
     Check(ConfigFile),
     /// Try it out: a proxy, some backends and a chat page in one process; needs nothing else.
     Demo(demo::Options),
+    /// Explain where a request would go, and why.
+    Route(route::Options),
 }
+
+/// Names the config file where the command line does not.
+const CONFIG_VARIABLE: &str = "STEADFAST_CONFIG";
+/// The config file where nothing names one.
+const CONFIG: &str = "config.toml";
 
 /// Where the config is.
 #[derive(Debug, Args)]
 struct ConfigFile {
     /// The config file.
-    #[arg(long, value_name = "FILE", env = "STEADFAST_CONFIG", default_value = "config.toml")]
+    #[arg(long, value_name = "FILE", env = CONFIG_VARIABLE, default_value = CONFIG)]
     config: PathBuf,
 }
 
@@ -47,5 +56,6 @@ pub fn main(arguments: Cli) -> anyhow::Result<ExitCode> {
         Command::Run(file) => run::run(&file.config),
         Command::Check(file) => check::check(&file.config),
         Command::Demo(options) => demo::demo(&options),
+        Command::Route(options) => route::route(&options),
     }
 }

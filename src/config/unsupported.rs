@@ -9,7 +9,7 @@
 const KEYS: &[(&str, &[&str])] = &[
     ("", &["registry"]),
     ("server", &["otlp"]),
-    ("listener", &["http2", "proxy_protocol", "tls"]),
+    ("listener", &["http2", "tls"]),
     ("listener.timeouts", &["tls"]),
     (
         "route",

@@ -452,25 +452,7 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
-    use crate::observe::metrics::{BackendSample, Collect, WorkerSample};
-
-    #[derive(Debug)]
-    struct Nothing;
-
-    impl Collect for Nothing {
-        fn backends(&self) -> Vec<BackendSample> {
-            Vec::new()
-        }
-        fn workers(&self) -> WorkerSample {
-            WorkerSample::default()
-        }
-        fn placed_keys(&self) -> Vec<(String, u64)> {
-            Vec::new()
-        }
-        fn descriptors(&self) -> (u64, u64) {
-            (0, 0)
-        }
-    }
+    use crate::observe::metrics::Nothing;
 
     const SOON: Duration = Duration::from_secs(10);
     const A_WHILE: Duration = Duration::from_millis(100);

@@ -46,7 +46,9 @@ use self::headers::ClientFacts;
 use self::respond::Refused;
 use self::tunnel::Handshake;
 use self::upstream::Upstreams;
-use crate::listen::{Admission, Listener, Load, Stream};
+use crate::listen::{
+    self, Admission, IntroductionError, Listener, ListenerSettings, Load, ProxyProtocol, Stream,
+};
 use crate::observe::access_log::{AccessLog, RequestRecord};
 use crate::observe::metrics::{Held, Metrics, RequestLabels};
 use crate::pool::{Backend, Pool, dial};
@@ -204,7 +206,7 @@ impl Shared {
 /// A client connection that was accepted; counts as long as this lives.
 #[derive(Debug)]
 pub struct Accepted {
-    /// The other end; an IPv4 address within IPv6 is IPv4 here.
+    /// The other end, or whom its PROXY header names; an IPv4 address within IPv6 is IPv4 here.
     pub peer: SocketAddr,
     /// Where it came in.
     pub listener: Arc<Listener>,
@@ -243,7 +245,33 @@ impl Context {
     /// Serves a client connection in a task of its own, to its end.
     pub fn serve(self: &Rc<Self>, stream: TcpStream, accepted: Accepted) {
         let context = Rc::clone(self);
+        if awaits_proxy_header(&accepted.listener.settings, accepted.peer.ip()) {
+            return self.tasks.spawn(context.introduced(stream, accepted));
+        }
         self.tasks.spawn(context.connection(Stream::Tcp(stream), Rc::new(accepted)));
+    }
+
+    /// Serves a connection whose peer says first for whom it speaks. From then on that is its peer.
+    async fn introduced(self: Rc<Self>, mut stream: TcpStream, mut accepted: Accepted) {
+        let listener = Arc::clone(&accepted.listener);
+        let limit = listener.settings.header_timeout;
+        let introduced = tokio::select! {
+            introduced = listen::introduced(&mut stream, limit) => introduced,
+            () = self.tasks.stopping() => return,
+        };
+        let metrics = &self.shared.metrics;
+        match introduced {
+            Ok(client) => accepted.peer = client.unwrap_or(accepted.peer),
+            Err(IntroductionError::Nothing) => return,
+            Err(error) => {
+                metrics.refuse("", "proxy_header");
+                return debug!(peer = %accepted.peer, %error, "no PROXY header");
+            }
+        }
+        if let Err(over) = listener.limits.name(&mut accepted.admission, accepted.peer.ip()) {
+            return metrics.refuse("", over.label());
+        }
+        self.connection(Stream::Tcp(stream), Rc::new(accepted)).await;
     }
 
     async fn connection(self: Rc<Self>, stream: Stream, accepted: Rc<Accepted>) {
@@ -349,6 +377,11 @@ impl Context {
             debug!(pool = pool.name(), backend = backend.id(), %error, "can't connect");
         }
     }
+}
+
+/// Whether a connection of `peer` begins with a PROXY header.
+pub fn awaits_proxy_header(settings: &ListenerSettings, peer: IpAddr) -> bool {
+    settings.proxy_protocol == ProxyProtocol::Accept && headers::is_trusted(peer, &settings.trusted)
 }
 
 /// What is known of a request so far, for its metrics and its line in the access log. One that is

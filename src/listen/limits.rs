@@ -53,19 +53,55 @@ impl Limits {
     /// A limit is reached: the connection is to be closed.
     pub fn admit(&self, address: IpAddr) -> Result<Admission, OverLimit> {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.connections != 0 && counts.all >= self.connections {
-            return Err(OverLimit::Connections);
-        }
-        let address = (self.per_address != 0).then_some(address);
-        if let Some(address) = address {
-            let count = counts.by_address.entry(address).or_insert(0);
-            if *count >= self.per_address {
-                return Err(OverLimit::PerAddress);
-            }
-            *count += 1;
-        }
+        self.room(&counts)?;
+        let address = self.count_address(&mut counts, address)?;
         counts.all += 1;
         Ok(Admission { counts: Arc::clone(&self.counts), address })
+    }
+
+    /// Counts a connection whose client is not known yet; [`name`](Self::name) is to follow.
+    ///
+    /// # Errors
+    ///
+    /// [`OverLimit::Connections`]: the connection is to be closed.
+    pub fn admit_unnamed(&self) -> Result<Admission, OverLimit> {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        self.room(&counts)?;
+        counts.all += 1;
+        Ok(Admission { counts: Arc::clone(&self.counts), address: None })
+    }
+
+    /// Counts a connection that was admitted unnamed as one of `address`, too.
+    ///
+    /// # Errors
+    ///
+    /// [`OverLimit::PerAddress`]: the connection is to be closed.
+    pub fn name(&self, admission: &mut Admission, address: IpAddr) -> Result<(), OverLimit> {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        admission.address = self.count_address(&mut counts, address)?;
+        Ok(())
+    }
+
+    fn room(&self, counts: &Counts) -> Result<(), OverLimit> {
+        let full = self.connections != 0 && counts.all >= self.connections;
+        if full { Err(OverLimit::Connections) } else { Ok(()) }
+    }
+
+    /// The address, if it counts.
+    fn count_address(
+        &self,
+        counts: &mut Counts,
+        address: IpAddr,
+    ) -> Result<Option<IpAddr>, OverLimit> {
+        if self.per_address == 0 {
+            return Ok(None);
+        }
+        let count = counts.by_address.entry(address).or_insert(0);
+        if *count >= self.per_address {
+            return Err(OverLimit::PerAddress);
+        }
+        *count += 1;
+        Ok(Some(address))
     }
 }
 
@@ -111,6 +147,21 @@ mod tests {
         assert_eq!(limits.admit(address(2)).unwrap_err(), OverLimit::Connections);
         drop(first);
         assert!(limits.admit(address(1)).is_ok());
+    }
+
+    #[test]
+    fn who_is_named_later_counts_in_all_at_once_and_by_address_then() {
+        let limits = Limits::new(2, 1);
+        let mut one = limits.admit_unnamed().unwrap();
+        let mut two = limits.admit_unnamed().unwrap();
+        assert_eq!(limits.admit_unnamed().unwrap_err(), OverLimit::Connections);
+        limits.name(&mut one, address(1)).unwrap();
+        assert_eq!(limits.name(&mut two, address(1)), Err(OverLimit::PerAddress));
+        drop(one);
+        limits.name(&mut two, address(1)).unwrap();
+        drop(two);
+        let counts = limits.counts.lock().unwrap();
+        assert_eq!((counts.all, counts.by_address.len()), (0, 0));
     }
 
     #[test]

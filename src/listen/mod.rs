@@ -6,10 +6,13 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 mod accept;
+mod introduce;
 mod limits;
+pub mod proxy_protocol;
 mod stream;
 
 pub use accept::{Listener, Load, Loads, canonical};
+pub use introduce::{IntroductionError, introduced};
 pub use limits::{Admission, Limits, OverLimit};
 pub use stream::Stream;
 
@@ -20,7 +23,9 @@ pub struct ListenerSettings {
     pub name: Option<String>,
     /// The address to listen on; port 0 takes a free one.
     pub bind: SocketAddr,
-    /// Peers whose `X-Forwarded-*` headers are believed.
+    /// Whether peers say in front of everything else for whom they speak.
+    pub proxy_protocol: ProxyProtocol,
+    /// Peers whose PROXY header and `X-Forwarded-*` headers are believed.
     pub trusted: Vec<IpNet>,
     /// Time for the first head from accept, and for later ones from their first byte.
     pub header_timeout: Duration,
@@ -36,4 +41,13 @@ pub struct ListenerSettings {
     pub connections_per_ip: usize,
     /// TCP keep-alive, and how long sent bytes may stay unacknowledged (`TCP_USER_TIMEOUT`).
     pub keepalive: Duration,
+}
+
+/// Whether connections begin with a PROXY protocol header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProxyProtocol {
+    /// None does.
+    Off,
+    /// Those of trusted peers must, others must not.
+    Accept,
 }

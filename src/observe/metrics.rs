@@ -423,6 +423,28 @@ pub trait Collect: fmt::Debug + Send + Sync {
     fn descriptors(&self) -> (u64, u64);
 }
 
+/// Where there is nothing to read: no proxy runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Nothing;
+
+impl Collect for Nothing {
+    fn backends(&self) -> Vec<BackendSample> {
+        Vec::new()
+    }
+
+    fn workers(&self) -> WorkerSample {
+        WorkerSample::default()
+    }
+
+    fn placed_keys(&self) -> Vec<(String, u64)> {
+        Vec::new()
+    }
+
+    fn descriptors(&self) -> (u64, u64) {
+        (0, 0)
+    }
+}
+
 #[derive(Debug)]
 struct Collected(Box<dyn Collect>);
 

@@ -97,10 +97,11 @@ impl Server {
         let proxy_id = proxy_id(&config.server.name);
         let shared = Arc::new(Shared::new(proxy_id, snapshot, metrics, access_log));
         let name = config.server.name.clone();
-        let fleet = Arc::new(Fleet::new(Arc::clone(&shared), name, inboxes.clone()));
+        let listeners = bind_all(&config)?;
+        let fleet = Fleet::new(Arc::clone(&shared), name, listeners.clone(), inboxes.clone());
+        let fleet = Arc::new(fleet);
         // Set once, here.
         let _ = collector.fleet.set(Arc::clone(&fleet));
-        let listeners = bind_all(&config)?;
         let stopping = watch::Sender::new(false);
         let mut server = Self {
             fleet,

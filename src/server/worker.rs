@@ -338,7 +338,11 @@ impl Accepter {
     fn take(&self, stream: tokio::net::TcpStream, peer: std::net::SocketAddr) {
         let metrics = &self.context.shared.metrics;
         let address = crate::listen::canonical(peer.ip());
-        let admission = match self.listener.limits.admit(address) {
+        let awaits_header = crate::http::awaits_proxy_header(&self.listener.settings, address);
+        let limits = &self.listener.limits;
+        // A balancer's address says nothing of its clients: each counts once it is named.
+        let admitted = if awaits_header { limits.admit_unnamed() } else { limits.admit(address) };
+        let admission = match admitted {
             Ok(admission) => admission,
             Err(over) => return metrics.refuse("", over.label()),
         };

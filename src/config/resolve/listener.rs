@@ -11,7 +11,7 @@ use super::names;
 use crate::config::problems::Problems;
 use crate::config::raw::{Cursor, Located};
 use crate::config::value::quoted;
-use crate::listen::ListenerSettings;
+use crate::listen::{ListenerSettings, ProxyProtocol};
 
 /// How long a request head may be: below, a browser's own headers don't fit; above, each idle
 /// client could make the proxy hold a megabyte for nothing.
@@ -35,12 +35,14 @@ pub(super) fn resolve(mut table: Cursor<'_>, index: usize, problems: &mut Proble
     let name = names::name(&mut table, problems);
     let bind = bind(&mut table, problems);
     let trusted = trusted(&mut table, problems);
+    let proxy_protocol = proxy_protocol(&mut table, &trusted, problems);
     let (header_timeout, idle_timeout) = timeouts(&mut table, problems);
     let (head_bytes, headers, connections, connections_per_ip) = limits(&mut table, problems);
     let keepalive = keepalive(&mut table, Duration::from_secs(60), problems);
     let settings = bind.as_ref().map(|bind| ListenerSettings {
         name: name.as_ref().map(|name| name.value.clone()),
         bind: bind.value,
+        proxy_protocol,
         trusted,
         header_timeout,
         idle_timeout,
@@ -66,7 +68,7 @@ fn trusted(table: &mut Cursor<'_>, problems: &mut Problems) -> Vec<IpNet> {
     for text in table.list::<String>("trusted", problems) {
         let address = || text.value.parse::<IpAddr>().ok().map(IpNet::from);
         match text.value.parse::<IpNet>().ok().or_else(address) {
-            Some(network) => networks.push(network.trunc()),
+            Some(network) => networks.push(canonical(network.trunc())),
             None => {
                 let what = format!(
                     "has {}, which is no network; write one such as \"10.0.0.0/8\", or an IP address",
@@ -77,6 +79,30 @@ fn trusted(table: &mut Cursor<'_>, problems: &mut Problems) -> Vec<IpNet> {
         }
     }
     networks
+}
+
+/// A network of IPv4 addresses within IPv6 is one of IPv4, as addresses of peers are.
+fn canonical(network: IpNet) -> IpNet {
+    let IpAddr::V4(address) = network.network().to_canonical() else { return network };
+    let length = network.prefix_len().checked_sub(network.max_prefix_len() - 32);
+    length.and_then(|length| IpNet::new(address.into(), length).ok()).unwrap_or(network)
+}
+
+fn proxy_protocol(
+    table: &mut Cursor<'_>,
+    trusted: &[IpNet],
+    problems: &mut Problems,
+) -> ProxyProtocol {
+    const KEY: &str = "proxy_protocol";
+    const CHOICES: [(&str, ProxyProtocol); 2] =
+        [("off", ProxyProtocol::Off), ("accept", ProxyProtocol::Accept)];
+    let span = table.span_of(KEY);
+    let chosen = super::choice(table, KEY, &CHOICES, ProxyProtocol::Off, problems);
+    if chosen == ProxyProtocol::Accept && trusted.is_empty() {
+        let what = "\"accept\" is of use only with trusted: write there who may send the header";
+        table.note(problems, span.unwrap_or_default(), KEY, what);
+    }
+    chosen
 }
 
 fn timeouts(table: &mut Cursor<'_>, problems: &mut Problems) -> (Duration, Duration) {
@@ -97,4 +123,24 @@ fn limits(table: &mut Cursor<'_>, problems: &mut Problems) -> (usize, usize, usi
     limits.finish(problems);
     let fit = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
     (fit(head), fit(headers.into()), connections, connections_per_ip)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_within_ipv6_are_those_of_ipv4() {
+        for (written, meant) in [
+            ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+            ("::ffff:192.0.2.7/128", "192.0.2.7/32"),
+            ("::ffff:0:0/96", "0.0.0.0/0"),
+            ("10.0.0.0/8", "10.0.0.0/8"),
+            ("2001:db8::/32", "2001:db8::/32"),
+            ("::/0", "::/0"),
+        ] {
+            let network: IpNet = written.parse().expect(written);
+            assert_eq!(canonical(network).to_string(), meant);
+        }
+    }
 }
