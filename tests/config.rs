@@ -165,6 +165,9 @@ fn the_example_shows_every_option() {
         "timeouts.body",
         "timeouts.response",
         "balance",
+        "bounded_load",
+        "slow_start",
+        "handshake_rate",
         "connect_timeout",
         "handshake_timeout",
         "backends",
@@ -175,6 +178,7 @@ fn the_example_shows_every_option() {
         "fall",
         "passive_fall",
         "lost_after",
+        "panic_threshold",
     ] {
         assert!(shown(option), "{option}");
     }

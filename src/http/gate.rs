@@ -464,6 +464,10 @@ mod tests {
         fn workers(&self) -> WorkerSample {
             WorkerSample::default()
         }
+        fn panicking(&self) -> Vec<(String, bool)> {
+            Vec::new()
+        }
+
         fn placed_keys(&self) -> Vec<(String, u64)> {
             Vec::new()
         }

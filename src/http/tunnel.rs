@@ -11,7 +11,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::header::{CONNECTION, HeaderValue, ORIGIN, UPGRADE};
 use http::{HeaderMap, Response, StatusCode};
@@ -29,7 +29,7 @@ use super::{Accepted, Context, Live, Route, Trace, headers, upstream};
 use crate::listen::Stream;
 use crate::observe::access_log::{ConnectionLine, unix_millis};
 use crate::observe::metrics::{ConnectionLabels, Held};
-use crate::pool::backend::ConnectionGauge;
+use crate::pool::backend::{ConnectionGauge, Slot};
 use crate::pool::{Backend, Choice, Moved, Placement, Pool, Stay};
 use crate::route::key::Key;
 use crate::ws::connection::Facts;
@@ -41,6 +41,9 @@ use crate::ws::table::Entry;
 
 /// How often a handshake begins anew because its key went elsewhere meanwhile.
 const MOVES: usize = 3;
+
+/// How long a handshake waits for its turn where a backend is sent only so many a second.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What a client's handshake brings along.
 pub(super) struct Handshake {
@@ -75,13 +78,13 @@ pub(super) async fn open(
     let entry = context.table.enter(Facts {
         route: Arc::clone(&route.name),
         pool: Arc::clone(&route.pool_name),
-        key: target.key(),
+        key: handshake.key.as_ref().map(|key| target.key().unwrap_or_else(|| key.as_str().into())),
         client: handshake.client,
         since: SystemTime::now(),
     });
     let id = context.shared.connection_id(entry.connection().serial);
     let head = handshake.head.into_handshake(&id, handshake.key.as_ref());
-    let mut opening = Opening { context, route, target, head };
+    let mut opening = Opening { context, route, target, slot: None, head };
     let answered = opening.shake_hands().await;
     trace.note_backend(opening.target.backend());
     let (upstream, answer) = match answered? {
@@ -96,7 +99,7 @@ pub(super) async fn open(
         id,
         upstream,
         entry,
-        _guards: (live, opening.target, handshake.accepted),
+        _guards: (live, opening.target.into_place(), handshake.accepted),
     };
     context.tasks.spawn(tunnel.run(handshake.upgrade));
     Ok(answer)
@@ -119,8 +122,8 @@ enum Target {
 impl Target {
     fn new(pool: &Arc<Pool>, key: Option<&Key>) -> Result<Self, Refused> {
         Ok(match key {
-            Some(key) => Self::Placed(pool.place(key.as_str())?),
-            None => Self::Anywhere(pool.any()?),
+            Some(key) if pool.places_keys() => Self::Placed(pool.place(key.as_str())?),
+            _ => Self::Anywhere(pool.any_for_connection()?),
         })
     }
 
@@ -135,6 +138,22 @@ impl Target {
         match self {
             Self::Placed(placement) => placement.backend(),
             Self::Anywhere(choice) => choice.backend(),
+        }
+    }
+
+    /// The backend's place for this connection; `None` if it is full.
+    fn slot(&mut self) -> Option<Slot> {
+        match self {
+            Self::Placed(placement) => placement.slot(),
+            Self::Anywhere(choice) => choice.slot(),
+        }
+    }
+
+    /// What is held for as long as the connection lives.
+    fn into_place(self) -> Option<Placement> {
+        match self {
+            Self::Placed(placement) => Some(placement),
+            Self::Anywhere(_) => None,
         }
     }
 
@@ -178,6 +197,8 @@ struct Opening<'a> {
     context: &'a Rc<Context>,
     route: &'a Arc<Route>,
     target: Target,
+    /// The place at the backend that is asked.
+    slot: Option<Slot>,
     head: RequestHead,
 }
 
@@ -201,7 +222,9 @@ impl Opening<'_> {
 
     async fn connect(&mut self) -> Result<upstream::Sender, Refused> {
         loop {
+            self.slot = Some(self.target.slot().ok_or(Refused::BackendFull)?);
             let backend = Arc::clone(self.target.backend());
+            self.wait_for_turn(&backend).await?;
             match upstream::connect(&self.route.pool, &backend, &self.context.tasks).await {
                 Ok(sender) => return Ok(sender),
                 Err(error) => {
@@ -214,13 +237,24 @@ impl Opening<'_> {
         }
     }
 
+    /// Waits until the backend may be sent another handshake. Cancel safe; the turn is lost then.
+    async fn wait_for_turn(&self, backend: &Backend) -> Result<(), Refused> {
+        let rate = self.route.pool.settings().handshake_rate;
+        if rate == 0 {
+            return Ok(());
+        }
+        let turn = backend.next_handshake(Duration::from_secs(1) / rate, PATIENCE);
+        tokio::time::sleep_until(turn.ok_or(Refused::HandshakeRate)?.into()).await;
+        Ok(())
+    }
+
     /// Sends the handshake and waits for the answer. All but an answer counts as a failure of the
     /// backend.
-    async fn ask(&self, mut sender: upstream::Sender) -> Result<Answer, Refused> {
+    async fn ask(&mut self, mut sender: upstream::Sender) -> Result<Answer, Refused> {
         let backend = Arc::clone(self.target.backend());
         let limit = self.route.pool.settings().handshake_timeout;
         let request = self.head.request(RequestBody::Empty);
-        let in_flight = backend.request();
+        let in_flight = backend.handshake();
         let answered = tokio::time::timeout(limit, sender.send_request(request)).await;
         let outcome = match answered {
             Err(_) => Err(Refused::TimedOut),
@@ -238,7 +272,7 @@ impl Opening<'_> {
     }
 
     async fn switch(
-        &self,
+        &mut self,
         mut response: Response<Incoming>,
         backend: &Arc<Backend>,
     ) -> Result<Answer, Refused> {
@@ -249,12 +283,13 @@ impl Opening<'_> {
             .map_err(|_| Refused::BrokeOff)?
             .downcast::<TokioIo<Stream>>()
             .map_err(|_| Refused::BadAnswer("its stream is not ours".to_owned()))?;
+        let slot = self.slot.take().ok_or(Refused::BackendFull)?;
         let upstream = Upstream {
             backend: Arc::clone(backend),
             stream: parts.io.into_inner(),
             read_ahead: parts.read_buf.to_vec(),
             reserved: negotiated.reserved,
-            _counted: backend.connection(),
+            _counted: slot.connection(),
         };
         Ok(Answer::Switched(upstream, switching(response.headers())))
     }
@@ -280,7 +315,7 @@ struct Tunnel {
     id: String,
     upstream: Upstream,
     entry: Entry,
-    _guards: (Live, Target, Rc<Accepted>),
+    _guards: (Live, Option<Placement>, Rc<Accepted>),
 }
 
 impl Tunnel {
