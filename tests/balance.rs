@@ -273,6 +273,22 @@ fn a_backend_that_comes_back_starts_slowly() {
 }
 
 #[test]
+fn a_slow_start_ends() {
+    let backends = ["a", "b"].map(Named::start);
+    let more =
+        [&CHECKED[..], &[("pool", "balance = \"round_robin\"\nslow_start = \"400ms\"")]].concat();
+    let proxy = Proxy::start(&config(&addresses(&backends), &more));
+    backends[0].set_healthy(false);
+    wait_for_state(&proxy, "a", "out_of_service");
+    backends[0].set_healthy(true);
+    wait_for_state(&proxy, "a", "in_service");
+    eventually("an even share", || {
+        let asked = (0..10).map(|_| get(proxy.address, "/").text());
+        (asked.filter(|backend| backend == "a").count() == 5).then_some(())
+    });
+}
+
+#[test]
 fn websocket_checks_want_a_pong_and_a_close() {
     let good = Backend::start("good");
     // Accepts, and never says a word.
