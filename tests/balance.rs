@@ -90,7 +90,7 @@ fn least_connections_fills_up_who_has_least() {
     }
     assert_eq!((of_a.len(), of_b.len()), (6, 6));
     of_b.iter().for_each(leave);
-    proxy.wait_for_metric("steadfast_connections", &[], 6.0);
+    proxy.wait_for_metric("steadfast_backend_connections", &[], 6.0);
     let (_more, loads) = join_many(&proxy, 6, "more");
     assert_eq!(loads, HashMap::from([("b".to_owned(), 6)]));
 }
@@ -174,7 +174,7 @@ fn a_full_backend_is_passed_over_but_not_by_those_who_live_there() {
     refused(&proxy, "third", "backend_connections");
     assert_eq!(get(proxy.address, "/?room=third").status, 200);
     leave(&second);
-    proxy.wait_for_metric("steadfast_connections", &[], 3.0);
+    proxy.wait_for_metric("steadfast_backend_connections", &[], 3.0);
     assert_eq!(join(&proxy, "lobby").1, home);
     drop(first);
 }
@@ -260,7 +260,7 @@ fn a_backend_that_comes_back_starts_slowly() {
         let (before, loads) = join_many(&proxy, 40, "before");
         assert!(loads["a"] >= 10, "{balance}: {loads:?}");
         before.iter().for_each(leave);
-        proxy.wait_for_metric("steadfast_connections", &[], 0.0);
+        proxy.wait_for_metric("steadfast_backend_connections", &[], 0.0);
         backends[0].set_healthy(false);
         wait_for_state(&proxy, "a", "out_of_service");
         backends[0].set_healthy(true);

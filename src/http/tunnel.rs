@@ -283,6 +283,7 @@ impl Opening<'_> {
             .map_err(|_| Refused::BrokeOff)?
             .downcast::<TokioIo<Stream>>()
             .map_err(|_| Refused::BadAnswer("its stream is not ours".to_owned()))?;
+        // It was taken before connecting.
         let slot = self.slot.take().ok_or(Refused::BackendFull)?;
         let upstream = Upstream {
             backend: Arc::clone(backend),

@@ -119,10 +119,10 @@ impl Backend {
 
     /// Takes a place for a connection that is to come, if fewer than `most` are taken; 0 is no
     /// limit.
-    pub(super) fn slot(self: &Arc<Self>, most: usize) -> Option<Slot> {
+    pub fn slot(self: &Arc<Self>, most: usize) -> Option<Slot> {
         let more = |slots| (most == 0 || slots < most).then_some(slots + 1);
         let taken = self.slots.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
-        taken.ok().map(|_| Slot(Arc::clone(self)))
+        taken.ok().map(|_| Slot { backend: Arc::clone(self), live: false })
     }
 
     /// Counts a plain request, from when it is sent, until the guard is dropped.
@@ -202,7 +202,7 @@ impl Backend {
 
     /// Connections that it has now.
     pub fn connections(&self) -> usize {
-        self.connections.load(Ordering::Relaxed)
+        self.connections.load(Ordering::Acquire)
     }
 
     /// Connections that it has now, with those whose handshake is under way.
@@ -253,37 +253,37 @@ impl fmt::Debug for Backend {
 
 /// A place at a backend for one connection; dropping it gives it back.
 #[derive(Debug)]
-pub struct Slot(Arc<Backend>);
+pub struct Slot {
+    backend: Arc<Backend>,
+    live: bool,
+}
 
 impl Slot {
     /// Counts the connection that it was taken for, from its 101.
-    pub fn connection(self) -> ConnectionGauge {
-        self.0.counters.connections.fetch_add(1, Ordering::Relaxed);
-        self.0.connections.fetch_add(1, Ordering::Relaxed);
+    pub fn connection(mut self) -> ConnectionGauge {
+        self.backend.counters.connections.fetch_add(1, Ordering::Relaxed);
+        self.backend.connections.fetch_add(1, Ordering::Relaxed);
+        self.live = true;
         ConnectionGauge(self)
     }
 
     /// Whose it is.
     pub fn backend(&self) -> &Arc<Backend> {
-        &self.0
+        &self.backend
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.0.slots.fetch_sub(1, Ordering::Relaxed);
+        // In this order: whoever sees the connection gone finds its place free.
+        self.backend.slots.fetch_sub(1, Ordering::Relaxed);
+        self.backend.connections.fetch_sub(usize::from(self.live), Ordering::Release);
     }
 }
 
 /// A connection that a backend has; dropping it takes it off the count.
 #[derive(Debug)]
-pub struct ConnectionGauge(Slot);
-
-impl Drop for ConnectionGauge {
-    fn drop(&mut self) {
-        self.0.0.connections.fetch_sub(1, Ordering::Relaxed);
-    }
-}
+pub struct ConnectionGauge(#[expect(dead_code, reason = "a guard")] Slot);
 
 /// A request or a handshake in flight; dropping it takes it off the count.
 #[derive(Debug)]
