@@ -166,6 +166,9 @@ fn the_example_shows_every_option() {
         "timeouts.body",
         "timeouts.response",
         "balance",
+        "bounded_load",
+        "slow_start",
+        "handshake_rate",
         "connect_timeout",
         "handshake_timeout",
         "backends",
@@ -176,6 +179,7 @@ fn the_example_shows_every_option() {
         "fall",
         "passive_fall",
         "lost_after",
+        "panic_threshold",
     ] {
         assert!(shown(option), "{option}");
     }

@@ -86,6 +86,9 @@ struct Pools {
 #[derive(Serialize)]
 struct PoolView {
     name: String,
+    balance: &'static str,
+    /// Too few backends are in service: health is ignored.
+    panicking: bool,
     backends: Vec<BackendView>,
 }
 
@@ -124,7 +127,12 @@ fn pool_view(pool: &Pool) -> PoolView {
             ring_share: pool.ring().share(index),
         }
     });
-    PoolView { name: pool.name().to_owned(), backends: backends.collect() }
+    PoolView {
+        name: pool.name().to_owned(),
+        balance: pool.settings().balance.as_str(),
+        panicking: pool.is_panicking(),
+        backends: backends.collect(),
+    }
 }
 
 /// What `/v1/connections` may be asked for.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use toml::de::{DeInteger, DeValue};
 
 use super::Environment;
-use super::value::{duration, expand, size};
+use super::value::{duration, expand, quoted, size};
 
 /// What can be read from one TOML value.
 pub(super) trait Value: Sized {
@@ -71,6 +71,19 @@ impl Value for i128 {
     fn read(value: &DeValue<'_>, _: &Environment<'_>) -> Result<Self, Misfit> {
         let integer = value.as_integer().ok_or(Misfit::Kind)?;
         whole_number(integer).ok_or_else(|| Misfit::Content("is too large".to_owned()))
+    }
+}
+
+impl Value for f64 {
+    const EXPECTED: &'static str = "a number";
+
+    fn read(value: &DeValue<'_>, _: &Environment<'_>) -> Result<Self, Misfit> {
+        let text = match value {
+            DeValue::Float(float) => float.as_str(),
+            DeValue::Integer(integer) if integer.radix() == 10 => integer.as_str(),
+            _ => return Err(Misfit::Kind),
+        };
+        text.parse().map_err(|_| Misfit::Content(format!("is no number: {}", quoted(text))))
     }
 }
 

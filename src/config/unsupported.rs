@@ -25,29 +25,11 @@ const KEYS: &[(&str, &[&str])] = &[
             "sticky_cookie",
         ],
     ),
-    (
-        "pool",
-        &[
-            "bounded_load",
-            "discover",
-            "drain_timeout",
-            "handshake_rate",
-            "max_connections",
-            "rebalance_rate",
-            "slow_start",
-            "source",
-            "tls",
-        ],
-    ),
-    ("pool.health", &["panic_threshold"]),
+    ("pool", &["discover", "drain_timeout", "rebalance_rate", "source", "tls"]),
 ];
 
 /// Values, by table and key.
-const VALUES: &[(&str, &str, &[&str])] = &[
-    ("route", "on_backend_loss", &["rehome"]),
-    ("pool", "balance", &["least_connections", "round_robin", "random_two"]),
-    ("pool.health", "kind", &["websocket"]),
-];
+const VALUES: &[(&str, &str, &[&str])] = &[("route", "on_backend_loss", &["rehome"])];
 
 /// What is said of such a key or value; what to do follows it.
 pub(super) const NOT_SUPPORTED: &str = "not supported by this version";

@@ -68,7 +68,7 @@ impl Exchange<'_> {
         }
         loop {
             let (mut sender, kept) = self.connect(choice).await?;
-            let in_flight = choice.backend().request();
+            let in_flight = choice.request();
             match self.attempt(&mut sender, request).await? {
                 Attempt::Answered(response) => {
                     return Ok((Answered { response, in_flight }, sender));

@@ -35,6 +35,12 @@ pub(super) enum Refused {
     /// No backend is in service.
     #[error("no backend is in service")]
     NoBackend,
+    /// The backends that this may go to have as many connections as they may.
+    #[error("the backend is full")]
+    BackendFull,
+    /// The backend gets as many handshakes as it may, and more wait than may.
+    #[error("too many handshakes at once")]
+    HandshakeRate,
     /// The backend of this request can't be reached.
     #[error("the backend can't be reached")]
     Unreachable,
@@ -56,8 +62,11 @@ pub(super) enum Refused {
 }
 
 impl From<NoBackend> for Refused {
-    fn from(_: NoBackend) -> Self {
-        Self::NoBackend
+    fn from(none: NoBackend) -> Self {
+        match none {
+            NoBackend::OutOfService { .. } => Self::NoBackend,
+            NoBackend::Full { .. } => Self::BackendFull,
+        }
     }
 }
 
@@ -75,7 +84,9 @@ impl Refused {
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::Handshake(error) => error.status(),
             Self::Origin => StatusCode::FORBIDDEN,
-            Self::RouteFull | Self::NoBackend => StatusCode::SERVICE_UNAVAILABLE,
+            Self::RouteFull | Self::NoBackend | Self::BackendFull | Self::HandshakeRate => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::Unreachable | Self::BrokeOff | Self::BadAnswer(_) => StatusCode::BAD_GATEWAY,
             Self::TimedOut => StatusCode::GATEWAY_TIMEOUT,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
@@ -92,6 +103,8 @@ impl Refused {
             Self::Origin => "origin",
             Self::RouteFull => "route_connections",
             Self::NoBackend => "no_backend",
+            Self::BackendFull => "backend_connections",
+            Self::HandshakeRate => "handshake_rate",
             Self::Unreachable => "unreachable",
             Self::BrokeOff => "broke_off",
             Self::BadAnswer(_) => "bad_answer",
@@ -108,7 +121,7 @@ impl Refused {
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         match self {
-            Self::NoBackend | Self::RouteFull => {
+            Self::NoBackend | Self::RouteFull | Self::BackendFull | Self::HandshakeRate => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
             }
             Self::Handshake(error) if error.status() == StatusCode::UPGRADE_REQUIRED => {

@@ -11,7 +11,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::header::{CONNECTION, HeaderValue, ORIGIN, UPGRADE};
 use http::{HeaderMap, Response, StatusCode, Version};
@@ -27,7 +27,7 @@ use super::relayed::{Guards, Relayed};
 use super::respond::Refused;
 use super::{Accepted, Context, Live, Route, Trace, headers, upstream};
 use crate::listen::Stream;
-use crate::pool::backend::ConnectionGauge;
+use crate::pool::backend::{ConnectionGauge, Slot};
 use crate::pool::{Backend, Choice, Moved, Placement, Pool, Stay};
 use crate::route::key::Key;
 use crate::ws::connection::Facts;
@@ -38,6 +38,9 @@ use crate::ws::table::Entry;
 
 /// How often a handshake begins anew because its key went elsewhere meanwhile.
 const MOVES: usize = 3;
+
+/// How long a handshake waits for its turn where a backend is sent only so many a second.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What a client's handshake brings along.
 pub(super) struct Handshake {
@@ -72,13 +75,13 @@ pub(super) async fn open(
     let entry = context.table.enter(Facts {
         route: Arc::clone(&route.name),
         pool: Arc::clone(&route.pool_name),
-        key: target.key(),
+        key: handshake.key.as_ref().map(|key| target.key().unwrap_or_else(|| key.as_str().into())),
         client: handshake.client,
         since: SystemTime::now(),
     });
     let id = context.shared.connection_id(entry.connection().serial);
     let head = handshake.head.into_handshake(&id, handshake.key.as_ref());
-    let mut opening = Opening { context, route, target, head };
+    let mut opening = Opening { context, route, target, slot: None, head };
     let answered = opening.shake_hands().await;
     trace.note_backend(opening.target.backend());
     let (upstream, answer) = match answered? {
@@ -92,7 +95,7 @@ pub(super) async fn open(
         upstream,
         entry,
         live,
-        placement: opening.target.into_placement(),
+        placement: opening.target.into_place(),
         accepted: handshake.accepted,
     };
     context.tasks.spawn(tunnel.run(handshake.upgrade));
@@ -116,17 +119,9 @@ enum Target {
 impl Target {
     fn new(pool: &Arc<Pool>, key: Option<&Key>) -> Result<Self, Refused> {
         Ok(match key {
-            Some(key) => Self::Placed(pool.place(key.as_str())?),
-            None => Self::Anywhere(pool.any()?),
+            Some(key) if pool.places_keys() => Self::Placed(pool.place(key.as_str())?),
+            _ => Self::Anywhere(pool.any_for_connection()?),
         })
-    }
-
-    /// What is held of it while the connection lives.
-    fn into_placement(self) -> Option<Placement> {
-        match self {
-            Self::Placed(placement) => Some(placement),
-            Self::Anywhere(_) => None,
-        }
     }
 
     fn key(&self) -> Option<Arc<str>> {
@@ -140,6 +135,22 @@ impl Target {
         match self {
             Self::Placed(placement) => placement.backend(),
             Self::Anywhere(choice) => choice.backend(),
+        }
+    }
+
+    /// The backend's place for this connection; `None` if it is full.
+    fn slot(&mut self) -> Option<Slot> {
+        match self {
+            Self::Placed(placement) => placement.slot(),
+            Self::Anywhere(choice) => choice.slot(),
+        }
+    }
+
+    /// What is held for as long as the connection lives.
+    fn into_place(self) -> Option<Placement> {
+        match self {
+            Self::Placed(placement) => Some(placement),
+            Self::Anywhere(_) => None,
         }
     }
 
@@ -183,6 +194,8 @@ struct Opening<'a> {
     context: &'a Rc<Context>,
     route: &'a Arc<Route>,
     target: Target,
+    /// The place at the backend that is asked.
+    slot: Option<Slot>,
     head: RequestHead,
 }
 
@@ -206,7 +219,9 @@ impl Opening<'_> {
 
     async fn connect(&mut self) -> Result<upstream::Sender, Refused> {
         loop {
+            self.slot = Some(self.target.slot().ok_or(Refused::BackendFull)?);
             let backend = Arc::clone(self.target.backend());
+            self.wait_for_turn(&backend).await?;
             match upstream::connect(&self.route.pool, &backend, &self.context.tasks).await {
                 Ok(sender) => return Ok(sender),
                 Err(error) => {
@@ -219,13 +234,24 @@ impl Opening<'_> {
         }
     }
 
+    /// Waits until the backend may be sent another handshake. Cancel safe; the turn is lost then.
+    async fn wait_for_turn(&self, backend: &Backend) -> Result<(), Refused> {
+        let rate = self.route.pool.settings().handshake_rate;
+        if rate == 0 {
+            return Ok(());
+        }
+        let turn = backend.next_handshake(Duration::from_secs(1) / rate, PATIENCE);
+        tokio::time::sleep_until(turn.ok_or(Refused::HandshakeRate)?.into()).await;
+        Ok(())
+    }
+
     /// Sends the handshake and waits for the answer. All but an answer counts as a failure of the
     /// backend.
-    async fn ask(&self, mut sender: upstream::Sender) -> Result<Answer, Refused> {
+    async fn ask(&mut self, mut sender: upstream::Sender) -> Result<Answer, Refused> {
         let backend = Arc::clone(self.target.backend());
         let limit = self.route.pool.settings().handshake_timeout;
         let request = self.head.request(RequestBody::Empty);
-        let in_flight = backend.request();
+        let in_flight = backend.handshake();
         let answered = tokio::time::timeout(limit, sender.send_request(request)).await;
         let outcome = match answered {
             Err(_) => Err(Refused::TimedOut),
@@ -243,7 +269,7 @@ impl Opening<'_> {
     }
 
     async fn switch(
-        &self,
+        &mut self,
         mut response: Response<Incoming>,
         backend: &Arc<Backend>,
     ) -> Result<Answer, Refused> {
@@ -257,12 +283,14 @@ impl Opening<'_> {
             .map_err(|_| Refused::BrokeOff)?
             .downcast::<TokioIo<Stream>>()
             .map_err(|_| Refused::BadAnswer("its stream is not ours".to_owned()))?;
+        // It was taken before connecting.
+        let slot = self.slot.take().ok_or(Refused::BackendFull)?;
         let upstream = Upstream {
             backend: Arc::clone(backend),
             stream: parts.io.into_inner(),
             read_ahead: parts.read_buf.to_vec(),
             reserved: negotiated.reserved,
-            counted: backend.connection(),
+            counted: slot.connection(),
         };
         Ok(Answer::Switched(upstream, switching(response.headers())))
     }

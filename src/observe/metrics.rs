@@ -419,6 +419,8 @@ pub trait Collect: fmt::Debug + Send + Sync {
     fn workers(&self) -> WorkerSample;
     /// Keys with live connections, by pool.
     fn placed_keys(&self) -> Vec<(String, u64)>;
+    /// Whether a pool has so few backends in service that it does not go by health.
+    fn panicking(&self) -> Vec<(String, bool)>;
     /// The most open files, and how many connections that allows.
     fn descriptors(&self) -> (u64, u64);
 }
@@ -434,6 +436,10 @@ impl Collect for Nothing {
 
     fn workers(&self) -> WorkerSample {
         WorkerSample::default()
+    }
+
+    fn panicking(&self) -> Vec<(String, bool)> {
+        Vec::new()
     }
 
     fn placed_keys(&self) -> Vec<(String, u64)> {
@@ -490,6 +496,13 @@ impl Collector for Collected {
             "placed_keys",
             "Keys with live connections",
             keys.map(|(pool, keys)| (PoolLabel { pool }, keys as f64)),
+        )?;
+        let panicking = self.0.panicking().into_iter();
+        gauges(
+            &mut encoder,
+            "pool_panicking",
+            "Whether health is ignored because too few backends are in service",
+            panicking.map(|(pool, is)| (PoolLabel { pool }, f64::from(u8::from(is)))),
         )?;
         self.encode_process(&mut encoder)
     }

@@ -4,11 +4,18 @@
 //! connections made, and else where a connection would go; but it places nothing itself. What has
 //! no key goes anywhere: to the owner of a place on the ring that changes from one to the next,
 //! which spreads it by weight, needs no state but a counter, and knows at once the order of those
-//! to try if that one fails.
+//! to try if that one fails. In a pool without a ring that is so for all that comes, and the place
+//! is the chance by which `random_two` goes.
+//!
+//! From its choice on a backend is charged with what it will get, so that those who choose at the
+//! same moment don't all find the same one idle.
 
 use std::fmt;
 use std::sync::Arc;
 
+use super::backend::{RequestGauge, Slot, Waiting};
+use super::balance::scattered;
+use super::select::Demand;
 use super::table::Stay;
 use super::{Backend, NoBackend, Pool, ring};
 
@@ -20,23 +27,41 @@ pub struct Choice {
     key: Option<Box<str>>,
     backend: Arc<Backend>,
     tried: Vec<Arc<Backend>>,
+    demand: Demand,
+    hold: Hold,
+}
+
+/// What a backend is charged with until the thing itself counts.
+enum Hold {
+    Nothing,
+    Slot(Slot),
+    Waiting(#[expect(dead_code, reason = "a guard")] Waiting),
 }
 
 impl Choice {
     pub(super) fn of_key(pool: &Arc<Pool>, key: &str) -> Result<Self, NoBackend> {
         let position = ring::position(key.as_bytes());
-        let placed = pool.find(key).map(|placed| placed.backend);
-        let backend = placed.or_else(|| pool.choose(position, &[]));
-        let backend = backend.ok_or_else(|| pool.no_backend())?;
-        let (pool, key) = (Arc::clone(pool), Some(key.into()));
-        Ok(Self { pool, position, key, backend, tried: Vec::new() })
+        let found = pool.find(key).map(|placed| (placed.backend, Hold::Nothing));
+        let found = found.or_else(|| select(pool, position, &[], Demand::Request));
+        Self::new(pool, position, Some(key.into()), Demand::Request, found)
     }
 
-    pub(super) fn of_turn(pool: &Arc<Pool>, turn: u64) -> Result<Self, NoBackend> {
-        let position = scattered(turn);
-        let backend = pool.choose(position, &[]).ok_or_else(|| pool.no_backend())?;
+    pub(super) fn of_turn(pool: &Arc<Pool>, turn: u64, demand: Demand) -> Result<Self, NoBackend> {
+        let position = scattered(turn ^ pool.seed);
+        let found = select(pool, position, &[], demand);
+        Self::new(pool, position, None, demand, found)
+    }
+
+    fn new(
+        pool: &Arc<Pool>,
+        position: u64,
+        key: Option<Box<str>>,
+        demand: Demand,
+        found: Option<(Arc<Backend>, Hold)>,
+    ) -> Result<Self, NoBackend> {
+        let (backend, hold) = found.ok_or_else(|| pool.no_backend())?;
         let pool = Arc::clone(pool);
-        Ok(Self { pool, position, key: None, backend, tried: Vec::new() })
+        Ok(Self { pool, position, key, backend, tried: Vec::new(), demand, hold })
     }
 
     /// The backend to use.
@@ -44,10 +69,25 @@ impl Choice {
         &self.backend
     }
 
+    /// Counts the plain request that this is for, which is sent now.
+    pub fn request(&mut self) -> RequestGauge {
+        let request = self.backend.request();
+        self.hold = Hold::Nothing;
+        request
+    }
+
+    /// Hands over the backend's place for the connection that this is for; `None` if it is full.
+    pub fn slot(&mut self) -> Option<Slot> {
+        match std::mem::replace(&mut self.hold, Hold::Nothing) {
+            Hold::Slot(slot) => Some(slot),
+            _ => self.backend.slot(self.pool.settings().max_connections),
+        }
+    }
+
     /// Goes on to another backend, because this one could not be connected to.
     ///
     /// That is where the key is placed by now, if it is and that was not tried yet, else the next
-    /// in service on the ring.
+    /// that may have it: on the ring, or by the pool's rule.
     ///
     /// # Errors
     ///
@@ -56,6 +96,7 @@ impl Choice {
     /// backend in service was tried.
     pub fn go_on(&mut self) -> Result<(), Stay> {
         self.tried.push(Arc::clone(&self.backend));
+        self.hold = Hold::Nothing;
         if let Some(placed) = self.key.as_deref().and_then(|key| self.pool.find(key)) {
             let tried = self.tried.iter().any(|one| Arc::ptr_eq(one, &placed.backend));
             if !tried {
@@ -66,8 +107,30 @@ impl Choice {
                 return Err(Stay::Live);
             }
         }
-        self.backend = self.pool.choose(self.position, &self.tried).ok_or(Stay::NoneLeft)?;
+        let found = select(&self.pool, self.position, &self.tried, self.demand);
+        (self.backend, self.hold) = found.ok_or(Stay::NoneLeft)?;
         Ok(())
+    }
+}
+
+fn select(
+    pool: &Pool,
+    position: u64,
+    tried: &[Arc<Backend>],
+    demand: Demand,
+) -> Option<(Arc<Backend>, Hold)> {
+    match demand {
+        Demand::Connection => {
+            let slot = pool.admit(position, tried)?;
+            Some((Arc::clone(slot.backend()), Hold::Slot(slot)))
+        }
+        Demand::Request => {
+            let backend = pool.choose(position, tried, demand)?;
+            // On a ring nobody looks at what others are busy with.
+            let hold =
+                if pool.places_keys() { Hold::Nothing } else { Hold::Waiting(backend.waiting()) };
+            Some((backend, hold))
+        }
     }
 }
 
@@ -76,15 +139,6 @@ impl fmt::Debug for Choice {
         let (backend, tried) = (&self.backend, &self.tried);
         formatter.debug_struct("Choice").field("backend", backend).field("tried", tried).finish()
     }
-}
-
-/// Scatters consecutive numbers over all of `u64`, each to another: the mixer of SplitMix64
-/// (Steele, Lea, Flood 2014).
-fn scattered(number: u64) -> u64 {
-    let mut mixed = number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^ (mixed >> 31)
 }
 
 #[cfg(test)]

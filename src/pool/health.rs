@@ -5,8 +5,8 @@
 //! one that takes longer than the interval puts the next off. Beside that it tells the verdict
 //! the time every second, which is all there is to do where checks are off.
 //!
-//! A check is what a client of the backend would do at its simplest: connect, or connect and GET.
-//! The head of the answer decides. Its body is read, up to a bound, only so as not to slam the
+//! A check is what a client of the backend would do at its simplest: connect, or connect and GET,
+//! or open a WebSocket (`websocket_check.rs`). Of a GET the head of the answer decides. Its body is read, up to a bound, only so as not to slam the
 //! door on a backend that is still writing it. What the proxy could not do for want of its own
 //! means is no check at all, and nobody's fault but its own.
 //!
@@ -33,7 +33,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at
 
 use super::dial::{self, is_own_failure, is_unreachable};
 use super::verdict::Check;
+use super::websocket_check;
 use super::{Backend, BackendAddress, CheckKind, HealthSettings, Pool};
+use crate::ws::handshake::BadAnswer;
 
 /// How often the verdict is told the time.
 const TICK: Duration = Duration::from_secs(1);
@@ -132,8 +134,12 @@ pub enum CheckError {
     NoAnswer(Duration),
     /// The connection broke, or what came was no HTTP.
     Broken(hyper::Error),
-    /// The answer was another than 2xx.
+    /// The answer was another than 2xx, or than 101 where a WebSocket was asked for.
     Status(StatusCode),
+    /// The 101 does not answer to the handshake.
+    Handshake(BadAnswer),
+    /// The WebSocket ended before the pong or the answer to the Close, or what came is no frame.
+    Talk(io::Error),
     /// The path of the config can't be asked for.
     Path(http::Error),
 }
@@ -156,6 +162,8 @@ impl fmt::Display for CheckError {
             Self::NoAnswer(timeout) => write!(formatter, "no answer within {timeout:?}"),
             Self::Broken(error) => write!(formatter, "no valid answer: {error}"),
             Self::Status(status) => write!(formatter, "status {status}"),
+            Self::Handshake(error) => write!(formatter, "no valid handshake: {error}"),
+            Self::Talk(error) => write!(formatter, "the WebSocket failed: {error}"),
             Self::Path(error) => write!(formatter, "the path can't be asked for: {error}"),
         }
     }
@@ -178,6 +186,12 @@ pub async fn check(health: &HealthSettings, address: &BackendAddress) -> Result<
             let status = get(stream, request, deadline);
             let status = status.await?.ok_or(CheckError::NoAnswer(health.timeout))?;
             if status.is_success() { Ok(()) } else { Err(CheckError::Status(status)) }
+        }
+        CheckKind::WebSocket { path } => {
+            let host = address.to_string();
+            let talked = websocket_check::check(stream, path, &host, USER_AGENT, HEAD_BYTES);
+            let talked = timeout_at(deadline, talked).await;
+            talked.unwrap_or(Err(CheckError::NoAnswer(health.timeout)))
         }
         CheckKind::Tcp | CheckKind::Off => Ok(()),
     }

@@ -9,9 +9,14 @@
 //!   its state is in the memory of the backend on which it began.
 //!
 //! A [`Pool`] puts them together. A connection with a key gets a [`Placement`]: where the key is
-//! placed, unless that backend is lost, else the first on the ring that is in service. A plain
+//! placed, unless that backend is lost, else the first on the ring that may have it. A plain
 //! request, or a connection without a key, gets a [`Choice`], which is the same without holding
-//! the place. Both know how to go on when a backend can't be connected to.
+//! the place. Both know how to go on when a backend can't be connected to. In a pool that does not
+//! go by keys there is no ring and no place: everything gets a [`Choice`], by a rule of
+//! `balance.rs`.
+//!
+//! Who may have something new, `select.rs` says for all of them: health, limits, bounded load and
+//! slow start come together there.
 //!
 //! A pool is built whole and never changed: a reload [builds another](Pool::rebuild), with a ring
 //! of its own, that shares the backends that stay and the table of placements. Changes of a
@@ -21,19 +26,23 @@
 //! Not here: reading from a backend. `dial.rs` opens sockets, for checks and for traffic alike.
 
 pub mod backend;
+pub mod balance;
 pub mod choose;
 pub mod dial;
 pub mod health;
 pub mod placement;
 pub mod ring;
+mod select;
+pub mod spacing;
 mod table;
 pub mod verdict;
+mod websocket_check;
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 pub use self::backend::Backend;
@@ -42,16 +51,27 @@ pub use self::placement::Placement;
 pub use self::table::{Moved, PlacedKey, Stay};
 pub use self::verdict::State;
 
+use self::balance::Rotation;
 use self::placement::Placements;
 use self::ring::Ring;
+use self::select::Demand;
 use self::verdict::{Check, Policy, Transition};
 
-/// No backend of a pool may be given a new key: a 503.
+/// No backend of a pool may be given what has come: a 503.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("pool {pool}: no backend in service")]
-pub struct NoBackend {
-    /// The pool's name.
-    pub pool: String,
+pub enum NoBackend {
+    /// None is in service.
+    #[error("pool {pool}: no backend in service")]
+    OutOfService {
+        /// The pool's name.
+        pool: String,
+    },
+    /// Those in service have as many connections as they may.
+    #[error("pool {pool}: every backend in service is full")]
+    Full {
+        /// The pool's name.
+        pool: String,
+    },
 }
 
 /// A change of a backend's state.
@@ -80,8 +100,11 @@ pub struct Pool {
     backends: Vec<Arc<Backend>>,
     ring: Ring,
     placements: Arc<Placements>,
-    /// Counts what comes without a key.
+    /// Counts what comes without a place.
     turn: AtomicU64,
+    /// Keeps this proxy's chance from being that of another.
+    seed: u64,
+    rotation: Mutex<Rotation>,
     observer: Observer,
 }
 
@@ -110,7 +133,7 @@ impl Pool {
                 known.reconfigure(one, policy);
                 backends.push(Arc::clone(known));
             } else {
-                backends.push(Arc::new(Backend::new(one.clone(), policy, now)));
+                backends.push(Arc::new(Backend::newcomer(one.clone(), policy, now)));
             }
         }
         let (placements, observer) = (Arc::clone(&self.placements), Arc::clone(&self.observer));
@@ -123,19 +146,37 @@ impl Pool {
         placements: Arc<Placements>,
         observer: Observer,
     ) -> Arc<Self> {
-        let ring = Ring::new(settings.backends.iter().map(|one| (one.id.as_str(), one.weight)));
-        Arc::new(Self { settings, backends, ring, placements, turn: AtomicU64::new(0), observer })
+        let on_ring =
+            if settings.balance == Balance::ConsistentHash { &settings.backends[..] } else { &[] };
+        let ring = Ring::new(on_ring.iter().map(|one| (one.id.as_str(), one.weight)));
+        Arc::new(Self {
+            settings,
+            backends,
+            ring,
+            placements,
+            turn: AtomicU64::new(0),
+            seed: u64::from_ne_bytes(crate::random::bytes()),
+            rotation: Mutex::default(),
+            observer,
+        })
+    }
+
+    /// Whether keys have a place here; where they have none, a key is only a name.
+    pub fn places_keys(&self) -> bool {
+        self.settings.balance == Balance::ConsistentHash
     }
 
     /// Takes a place for a connection of `key`, before its handshake goes anywhere.
     ///
     /// Where the key has connections, live or under way, it follows them, also to a backend out
-    /// of service; otherwise the ring decides, among those in service. Keys of at most 512 bytes
-    /// are expected; the table keeps them as long as they are placed.
+    /// of service; otherwise the ring decides, among those that may have a new key. Keys of at
+    /// most 512 bytes are expected; the table keeps them as long as they are placed. Only for a
+    /// pool that [places keys](Self::places_keys).
     ///
     /// # Errors
     ///
-    /// [`NoBackend`] if the key is nowhere and no backend is in service.
+    /// [`NoBackend`] if the key is nowhere and no backend is in service, or all that are have as
+    /// many connections as they may.
     pub fn place(self: &Arc<Self>, key: &str) -> Result<Placement, NoBackend> {
         Placement::begin(self, key)
     }
@@ -146,16 +187,30 @@ impl Pool {
     ///
     /// [`NoBackend`] if the key is nowhere and no backend is in service.
     pub fn lookup(self: &Arc<Self>, key: &str) -> Result<Choice, NoBackend> {
-        Choice::of_key(self, key)
+        if self.places_keys() { Choice::of_key(self, key) } else { self.any() }
     }
 
-    /// Finds a backend for a request or a connection without a key, spread by weight.
+    /// Finds a backend for a plain request that no key decides on.
     ///
     /// # Errors
     ///
     /// [`NoBackend`] if no backend is in service.
     pub fn any(self: &Arc<Self>) -> Result<Choice, NoBackend> {
-        Choice::of_turn(self, self.turn.fetch_add(1, Ordering::Relaxed))
+        Choice::of_turn(self, self.next_turn(), Demand::Request)
+    }
+
+    /// Finds a backend for a connection that no key decides on.
+    ///
+    /// # Errors
+    ///
+    /// [`NoBackend`] if no backend is in service, or all that are have as many connections as
+    /// they may.
+    pub fn any_for_connection(self: &Arc<Self>) -> Result<Choice, NoBackend> {
+        Choice::of_turn(self, self.next_turn(), Demand::Connection)
+    }
+
+    fn next_turn(&self) -> u64 {
+        self.turn.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Takes the outcome of a health check; `detail` says what failed.
@@ -194,7 +249,9 @@ impl Pool {
     /// Lets time decide on `backend`; to be called about every second, with or without checks.
     pub fn tick(&self, backend: &Arc<Backend>, now: Instant) {
         let other = |one: &&Arc<Backend>| !Arc::ptr_eq(one, backend);
-        let another_serves = self.backends.iter().filter(other).any(|one| one.in_service());
+        // In a panic the checks are not believed, so nobody is given up for what they say.
+        let another_serves =
+            !self.is_panicking() && self.backends.iter().filter(other).any(|one| one.in_service());
         let transition = backend.judge(|verdict| verdict.tick(now, another_serves));
         self.tell(backend, transition, &"");
     }
@@ -212,23 +269,6 @@ impl Pool {
             transition,
             detail: detail.to_string(),
         });
-    }
-
-    /// The first backend in service from `position` on that is not among `tried`.
-    fn choose(&self, position: u64, tried: &[Arc<Backend>]) -> Option<Arc<Backend>> {
-        // In an outage everybody comes again and again: don't walk the whole ring for nothing.
-        if !self.backends.iter().any(|backend| backend.in_service()) {
-            return None;
-        }
-        self.ring
-            .walk(position)
-            .filter_map(|index| self.backends.get(index))
-            .find(|one| one.in_service() && !tried.iter().any(|other| Arc::ptr_eq(one, other)))
-            .cloned()
-    }
-
-    fn no_backend(&self) -> NoBackend {
-        NoBackend { pool: self.settings.name.clone() }
     }
 
     /// Its name.
@@ -282,11 +322,22 @@ impl fmt::Debug for Pool {
     }
 }
 
-/// What the config says of one pool (`consistent_hash` is the only way to balance).
+/// What the config says of one pool.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PoolSettings {
     /// Its name, the NAME of `[pool.NAME]`.
     pub name: String,
+    /// How a backend is chosen.
+    pub balance: Balance,
+    /// How far over its share of the connections a backend may go and still get new keys, as a
+    /// factor above 1; 0: as far as they come. Only with [`Balance::ConsistentHash`].
+    pub bounded_load: f64,
+    /// How long a backend takes from coming into service to its whole weight; zero: no time.
+    pub slow_start: Duration,
+    /// The most handshakes a second that one backend is sent; 0: no limit.
+    pub handshake_rate: u32,
+    /// The most connections of one backend; 0: no limit.
+    pub max_connections: usize,
     /// Until a TCP connection to a backend stands.
     pub connect_timeout: Duration,
     /// Until a backend has answered a WebSocket handshake.
@@ -299,6 +350,31 @@ pub struct PoolSettings {
     pub health: HealthSettings,
 }
 
+/// How a pool finds the backend for what comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Balance {
+    /// By the key, on the ring; keys have places.
+    ConsistentHash,
+    /// The one that has the least for its weight.
+    LeastConnections,
+    /// In turn, by weight.
+    RoundRobin,
+    /// The better of two, by chance and weight.
+    RandomTwo,
+}
+
+impl Balance {
+    /// Its word in the config and in the HTTP API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ConsistentHash => "consistent_hash",
+            Self::LeastConnections => "least_connections",
+            Self::RoundRobin => "round_robin",
+            Self::RandomTwo => "random_two",
+        }
+    }
+}
+
 /// What the config says of one backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackendSettings {
@@ -306,7 +382,7 @@ pub struct BackendSettings {
     pub id: String,
     /// Where it is: an IP address or a host name, with a port.
     pub address: BackendAddress,
-    /// Its share of the ring.
+    /// Its share of what comes.
     pub weight: NonZeroU32,
 }
 
@@ -329,7 +405,7 @@ impl fmt::Display for BackendAddress {
 }
 
 /// What the config says of a pool's health checks.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct HealthSettings {
     /// What a check does.
     pub kind: CheckKind,
@@ -345,6 +421,9 @@ pub struct HealthSettings {
     pub passive_fall: u32,
     /// Out of service for so long while another is in service: lost; zero: never.
     pub lost_after: Duration,
+    /// With less than this share of its backends in service, a pool goes by whether they are lost
+    /// alone; 0: never.
+    pub panic_threshold: f64,
 }
 
 /// What a health check does.
@@ -352,6 +431,11 @@ pub struct HealthSettings {
 pub enum CheckKind {
     /// GET this path; 2xx is healthy.
     Http {
+        /// The path, with its query.
+        path: String,
+    },
+    /// Open a WebSocket at this path, ping it and close it.
+    WebSocket {
         /// The path, with its query.
         path: String,
     },
@@ -379,6 +463,11 @@ mod tests {
     pub(super) fn settings(backends: Vec<BackendSettings>, kind: CheckKind) -> PoolSettings {
         PoolSettings {
             name: "p".to_owned(),
+            balance: Balance::ConsistentHash,
+            bounded_load: 0.0,
+            slow_start: Duration::ZERO,
+            handshake_rate: 0,
+            max_connections: 0,
             connect_timeout: Duration::from_secs(2),
             handshake_timeout: Duration::from_secs(10),
             keepalive: Duration::from_secs(30),
@@ -391,6 +480,7 @@ mod tests {
                 fall: 3,
                 passive_fall: 5,
                 lost_after: Duration::from_secs(30),
+                panic_threshold: 0.0,
             },
         }
     }
@@ -505,7 +595,7 @@ mod tests {
     #[test]
     fn a_rebuilt_pool_keeps_what_it_knows_of_those_that_stay() {
         let old = pool(&["a", "b"]);
-        let connection = old.backend("a").unwrap().connection();
+        let connection = old.backend("a").unwrap().slot(0).unwrap().connection();
         put_out(old.backend("a").unwrap());
         let mut changed = settings(vec![backend_settings("c", 1)], CheckKind::Off);
         changed.backends.push(BackendSettings {

@@ -9,9 +9,11 @@
 //! go, never per message. What it decides is in `table.rs`; here is the lock around it, held for
 //! a look-up or two, and while a new key walks the ring to its first backend in service.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::backend::Slot;
 use super::table::{Moved, Phase, PlacedKey, Stay, Table, Ticket};
 use super::{Backend, NoBackend, Pool, ring};
 
@@ -53,11 +55,18 @@ struct Choices {
     position: u64,
     /// Where this very connection has been, so that it can't go in circles.
     tried: Vec<Arc<Backend>>,
+    /// What was taken together with the choice of a backend for the key.
+    slot: RefCell<Option<Slot>>,
 }
 
 impl Choices {
+    /// Chooses a backend and takes its place for the connection, in one: whoever comes for the
+    /// same key meanwhile finds it counted.
     fn choose(&self, tried: &[Arc<Backend>]) -> Option<Arc<Backend>> {
-        self.pool.choose(self.position, tried)
+        let slot = self.pool.admit(self.position, tried)?;
+        let backend = Arc::clone(slot.backend());
+        self.slot.replace(Some(slot));
+        Some(backend)
     }
 }
 
@@ -65,10 +74,24 @@ impl Placement {
     pub(super) fn begin(pool: &Arc<Pool>, key: &str) -> Result<Self, NoBackend> {
         let position = ring::position(key.as_bytes());
         let placements = Arc::clone(&pool.placements);
-        let choices = Choices { pool: Arc::clone(pool), position, tried: Vec::new() };
+        let choices = Choices {
+            pool: Arc::clone(pool),
+            position,
+            tried: Vec::new(),
+            slot: RefCell::default(),
+        };
         let ticket = placements.lock().place(key, &|tried| choices.choose(tried));
         let ticket = ticket.ok_or_else(|| pool.no_backend())?;
         Ok(Self { placements, ticket, choices: Some(Box::new(choices)) })
+    }
+
+    /// Hands over the backend's place for this connection; `None` if it has as many connections
+    /// as it may, or if this one is live.
+    pub fn slot(&mut self) -> Option<Slot> {
+        let choices = self.choices.as_ref()?;
+        let backend = &self.ticket.backend;
+        let taken = choices.slot.take().filter(|slot| Arc::ptr_eq(slot.backend(), backend));
+        taken.or_else(|| backend.slot(choices.pool.settings().max_connections))
     }
 
     /// Goes on to another backend, because this one could not be connected to.
@@ -237,7 +260,8 @@ mod tests {
         assert_eq!(pool.find("k").unwrap().live, 1);
         assert_eq!(pool.backend(&order[1]).unwrap().keys(), 1);
         lose(new.backend());
-        assert_eq!(pool.place("k").unwrap_err(), NoBackend { pool: "p".to_owned() });
+        let none = NoBackend::OutOfService { pool: "p".to_owned() };
+        assert_eq!(pool.place("k").unwrap_err(), none);
     }
 
     #[test]

@@ -387,6 +387,11 @@ impl Collect for Arc<Owners> {
         self.pools().iter().map(|pool| (pool.name().to_owned(), keys(pool))).collect()
     }
 
+    fn panicking(&self) -> Vec<(String, bool)> {
+        let pools = self.pools();
+        pools.iter().map(|pool| (pool.name().to_owned(), pool.is_panicking())).collect()
+    }
+
     fn descriptors(&self) -> (u64, u64) {
         crate::descriptors::limit()
     }

@@ -7,13 +7,15 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use super::limits::{duration_or_zero, keepalive, number, time_out};
+use super::limits::{count_or_zero, duration_or_zero, keepalive, number, time_out};
 use super::names::{self, Seen};
 use super::route::is_host_name;
 use crate::config::problems::Problems;
 use crate::config::raw::{Cursor, Located};
 use crate::config::value::quoted;
-use crate::pool::{BackendAddress, BackendSettings, CheckKind, HealthSettings, PoolSettings};
+use crate::pool::{
+    BackendAddress, BackendSettings, Balance, CheckKind, HealthSettings, PoolSettings,
+};
 
 /// Points on the ring for each unit of weight.
 const POINTS_PER_WEIGHT: u64 = 1024;
@@ -27,11 +29,22 @@ const BACKENDS: &str =
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Http,
+    WebSocket,
     Tcp,
     Off,
 }
 
-const KINDS: [(&str, Kind); 3] = [("http", Kind::Http), ("tcp", Kind::Tcp), ("off", Kind::Off)];
+const KINDS: [(&str, Kind); 4] =
+    [("http", Kind::Http), ("tcp", Kind::Tcp), ("websocket", Kind::WebSocket), ("off", Kind::Off)];
+
+const BALANCERS: [Balance; 4] =
+    [Balance::ConsistentHash, Balance::LeastConnections, Balance::RoundRobin, Balance::RandomTwo];
+
+/// A backend can't be asked for more than one handshake in a microsecond.
+const MOST_HANDSHAKES: u32 = 1_000_000;
+
+/// More than so many times the average is no bound.
+const LARGEST_BOUND: f64 = 1000.0;
 
 /// Resolves the pool of this name.
 pub(super) fn resolve(
@@ -48,9 +61,23 @@ pub(super) fn resolve(
             &format!("is not allowed; {}", names::NAME_FORM),
         );
     }
-    super::choice(&mut table, "balance", &[("consistent_hash", ())], (), problems);
+    let balancers = BALANCERS.map(|balance| (balance.as_str(), balance));
+    let default = Balance::ConsistentHash;
+    let balance = super::choice(&mut table, "balance", &balancers, default, problems);
     let settings = PoolSettings {
         name: name.value.to_owned(),
+        balance,
+        bounded_load: bounded_load(&mut table, balance, problems),
+        slow_start: duration_or_zero(&mut table, "slow_start", Duration::ZERO, problems),
+        handshake_rate: number(
+            &mut table,
+            "handshake_rate",
+            0,
+            0..=MOST_HANDSHAKES,
+            "0 is no limit",
+            problems,
+        ),
+        max_connections: count_or_zero(&mut table, "max_connections", problems),
         connect_timeout: time_out(&mut table, "connect_timeout", Duration::from_secs(2), problems),
         handshake_timeout: time_out(
             &mut table,
@@ -64,6 +91,25 @@ pub(super) fn resolve(
     };
     table.finish(problems);
     settings
+}
+
+/// 0 is off; from there to 1 the bounds together would be less than there is.
+fn bounded_load(table: &mut Cursor<'_>, balance: Balance, problems: &mut Problems) -> f64 {
+    let Some(factor) = table.take::<f64>("bounded_load", problems) else { return 0.0 };
+    let is_factor = factor.value > 1.0 && factor.value <= LARGEST_BOUND;
+    if factor.value != 0.0 && !is_factor {
+        let what = "must be above 1 and at most 1000, such as 1.25: how many times its share a \
+                    backend may have and still get new keys; 0 turns it off";
+        table.note(problems, factor.span, "bounded_load", what);
+    } else if factor.value != 0.0 && balance != Balance::ConsistentHash {
+        let what = format!(
+            "is for balance = \"consistent_hash\" only: {} does not overload a backend by its \
+             keys; leave it out",
+            balance.as_str()
+        );
+        table.note(problems, factor.span, "bounded_load", &what);
+    }
+    factor.value
 }
 
 fn backends(table: &mut Cursor<'_>, problems: &mut Problems) -> Vec<BackendSettings> {
@@ -125,7 +171,7 @@ fn backend(
     Some(BackendSettings { id: id?, address: address?, weight })
 }
 
-/// Share of the ring. Absent means 1.
+/// Share of what comes. Absent means 1.
 fn weight(table: &mut Cursor<'_>, remedy: &str, problems: &mut Problems) -> NonZeroU32 {
     let weight = number(table, "weight", 1, 1..=u32::MAX, remedy, problems);
     NonZeroU32::new(weight).unwrap_or(NonZeroU32::MIN)
@@ -212,9 +258,19 @@ fn health(table: &mut Cursor<'_>, problems: &mut Problems) -> HealthSettings {
             problems,
         ),
         lost_after: duration_or_zero(&mut health, "lost_after", Duration::from_secs(30), problems),
+        panic_threshold: panic_threshold(&mut health, problems),
     };
     health.finish(problems);
     settings
+}
+
+fn panic_threshold(health: &mut Cursor<'_>, problems: &mut Problems) -> f64 {
+    let Some(share) = health.take::<f64>("panic_threshold", problems) else { return 0.0 };
+    if !(0.0..=1.0).contains(&share.value) {
+        let what = "must be a share from 0 to 1, such as 0.5; 0 turns it off";
+        health.note(problems, share.span, "panic_threshold", what);
+    }
+    share.value
 }
 
 fn at_least_once(
@@ -233,25 +289,28 @@ fn check_kind(health: &mut Cursor<'_>, problems: &mut Problems) -> CheckKind {
     let kind = super::choice(health, "kind", &KINDS, Kind::Tcp, problems);
     let path = health.take::<String>("path", problems);
     match (kind, path) {
-        (Kind::Http, None) => CheckKind::Http { path: "/health".to_owned() },
-        (Kind::Http, Some(path)) => {
+        (Kind::Http | Kind::WebSocket, path) => {
+            let Some(path) = path else { return asking(kind, "/health".to_owned()) };
             if !path.value.starts_with('/') || !path.value.bytes().all(is_path_byte) {
                 let what =
                     "must begin with a slash and have no spaces, # or other than ASCII characters";
                 health.note(problems, path.span, "path", what);
             }
-            CheckKind::Http { path: path.value }
+            asking(kind, path.value)
         }
         (other, path) => {
             let meant = kind_given.is_none_or(|kind| matches!(kind.as_str(), "tcp" | "off"));
             if let Some(path) = path.filter(|_| meant) {
-                let what =
-                    "is for checks by HTTP only; write kind = \"http\" beside it, or leave it out";
+                let what = "is for checks that ask for one; write kind = \"http\" or \"websocket\" beside it, or leave it out";
                 health.note(problems, path.span, "path", what);
             }
             if other == Kind::Off { CheckKind::Off } else { CheckKind::Tcp }
         }
     }
+}
+
+fn asking(kind: Kind, path: String) -> CheckKind {
+    if kind == Kind::WebSocket { CheckKind::WebSocket { path } } else { CheckKind::Http { path } }
 }
 
 fn is_path_byte(byte: u8) -> bool {
