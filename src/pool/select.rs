@@ -345,6 +345,17 @@ mod tests {
     }
 
     #[test]
+    fn a_choice_takes_its_place_at_once() {
+        let pool = tuned(&[("a", 1), ("b", 1)], |pool| pool.max_connections = 1);
+        let mut at_a = keys().filter(|key| home(&pool, key) == "a");
+        // Both before either connects.
+        let mut placements = [(); 2].map(|()| pool.place(&at_a.next().unwrap()).unwrap());
+        let ids = placements.each_ref().map(|placement| placement.backend().id().to_owned());
+        assert_eq!(ids, ["a", "b"]);
+        assert!(placements.iter_mut().all(|placement| placement.slot().is_some()));
+    }
+
+    #[test]
     fn a_slot_goes_along_when_a_connection_goes_on() {
         let pool = tuned(&[("a", 1), ("b", 1)], |pool| pool.max_connections = 1);
         let mut placement = pool.place("k").unwrap();
