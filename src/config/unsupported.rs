@@ -9,8 +9,8 @@
 const KEYS: &[(&str, &[&str])] = &[
     ("", &["registry"]),
     ("server", &["otlp"]),
-    ("listener", &["http2", "proxy_protocol", "tls"]),
-    ("listener.timeouts", &["tls"]),
+    ("listener", &["http2", "proxy_protocol"]),
+    ("listener.tls", &["client_ca"]),
     (
         "route",
         &[
@@ -36,7 +36,6 @@ const KEYS: &[(&str, &[&str])] = &[
             "rebalance_rate",
             "slow_start",
             "source",
-            "tls",
         ],
     ),
     ("pool.health", &["panic_threshold"]),
@@ -79,6 +78,8 @@ mod tests {
             file: &|_| Ok(String::new()),
             host_name: "edge1",
             cores: NonZeroUsize::MIN,
+            now: std::time::UNIX_EPOCH,
+            authorities: &Vec::new,
         };
         parse(option, "config.toml", Path::new(""), &environment).unwrap_err().to_string()
     }
@@ -88,7 +89,7 @@ mod tests {
             "" => "",
             "server" => "[server]\n",
             "listener" => "[[listener]]\n",
-            "listener.timeouts" => "[[listener]]\ntimeouts.",
+            "listener.tls" => "[[listener]]\ntls.",
             "route" => "[[route]]\n",
             "pool" => "[pool.rooms]\n",
             "pool.health" => "[pool.rooms.health]\n",

@@ -45,6 +45,7 @@ use self::headers::ClientFacts;
 use self::respond::Refused;
 use self::tunnel::Handshake;
 use self::upstream::Upstreams;
+use crate::listen::tls::Handshakes;
 use crate::listen::{Admission, Listener, Load, Stream};
 use crate::observe::access_log::{AccessLog, RequestRecord};
 use crate::observe::metrics::{Held, Metrics, RequestLabels};
@@ -219,6 +220,8 @@ pub struct Context {
     pub tasks: Tasks,
     /// Its idle connections to backends.
     pub upstreams: Rc<Upstreams>,
+    /// Its TLS handshakes with clients.
+    pub handshakes: Rc<Handshakes>,
 }
 
 impl fmt::Debug for Context {
@@ -230,13 +233,38 @@ impl fmt::Debug for Context {
 impl Context {
     /// The context of a worker that has no connection yet.
     pub fn new(shared: Arc<Shared>, table: Rc<Table>, tasks: Tasks) -> Self {
-        Self { shared, table, tasks, upstreams: Rc::default() }
+        let handshakes = Rc::new(Handshakes::new(tasks.clone()));
+        Self { shared, table, tasks, upstreams: Rc::default(), handshakes }
     }
 
     /// Serves a client connection in a task of its own, to its end.
     pub fn serve(self: &Rc<Self>, stream: TcpStream, accepted: Accepted) {
         let context = Rc::clone(self);
-        self.tasks.spawn(context.connection(Stream::Tcp(stream), Rc::new(accepted)));
+        self.tasks.spawn(async move {
+            // Boxed: the buffers of a handshake are none of a connection's.
+            if let Some(stream) = Box::pin(context.secure(stream, &accepted)).await {
+                context.connection(stream, Rc::new(accepted)).await;
+            }
+        });
+    }
+
+    /// Makes the TLS handshake where the listener has one; `None` if that failed.
+    async fn secure(&self, stream: TcpStream, accepted: &Accepted) -> Option<Stream> {
+        let Some(tls) = &accepted.listener.tls else { return Some(Stream::Tcp(stream)) };
+        let limit = accepted.listener.settings.tls_timeout;
+        let secured = tokio::select! {
+            secured = self.handshakes.accept(tls, stream, limit) => secured,
+            () = self.tasks.stopping() => return None,
+        };
+        secured
+            .inspect_err(|refused| {
+                if let Some(reason) = refused.label() {
+                    self.shared.metrics.refuse("", reason);
+                }
+                let cause = std::error::Error::source(refused).map(ToString::to_string);
+                debug!(peer = %accepted.peer, cause, "{refused}");
+            })
+            .ok()
     }
 
     async fn connection(self: Rc<Self>, stream: Stream, accepted: Rc<Accepted>) {
@@ -320,7 +348,7 @@ impl Context {
         let facts = ClientFacts {
             peer,
             trusted: headers::is_trusted(peer, &settings.trusted),
-            https: false,
+            https: accepted.listener.tls.is_some(),
             local_port: accepted.listener.address.port(),
         };
         let head = RequestHead::new(parts, host, &facts);

@@ -5,9 +5,13 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::tls::KeyPair;
+
 mod accept;
+pub mod certificates;
 mod limits;
 mod stream;
+pub mod tls;
 
 pub use accept::{Listener, Load, Loads, canonical};
 pub use limits::{Admission, Limits, OverLimit};
@@ -20,9 +24,13 @@ pub struct ListenerSettings {
     pub name: Option<String>,
     /// The address to listen on; port 0 takes a free one.
     pub bind: SocketAddr,
+    /// The certificates that TLS is spoken with, the default first; none: plain TCP.
+    pub certificates: Vec<KeyPair>,
+    /// Until a client has made its TLS handshake.
+    pub tls_timeout: Duration,
     /// Peers whose `X-Forwarded-*` headers are believed.
     pub trusted: Vec<IpNet>,
-    /// Time for the first head from accept, and for later ones from their first byte.
+    /// Time for the first head from accept or the TLS handshake, and for later ones from their first byte.
     pub header_timeout: Duration,
     /// From an answer to the first byte of the next head.
     pub idle_timeout: Duration,

@@ -27,6 +27,7 @@ pub mod health;
 pub mod placement;
 pub mod ring;
 mod table;
+pub mod tls;
 pub mod verdict;
 
 use std::fmt;
@@ -287,12 +288,14 @@ impl fmt::Debug for Pool {
 pub struct PoolSettings {
     /// Its name, the NAME of `[pool.NAME]`.
     pub name: String,
-    /// Until a TCP connection to a backend stands.
+    /// Until a connection to a backend stands, the TLS handshake included.
     pub connect_timeout: Duration,
     /// Until a backend has answered a WebSocket handshake.
     pub handshake_timeout: Duration,
     /// TCP keep-alive to backends, and `TCP_USER_TIMEOUT`.
     pub keepalive: Duration,
+    /// How TLS is made with them; `None`: plain TCP.
+    pub tls: Option<tls::BackendTls>,
     /// Its backends; ids are unique, there is at least one.
     pub backends: Vec<BackendSettings>,
     /// How they are watched.
@@ -382,6 +385,7 @@ mod tests {
             connect_timeout: Duration::from_secs(2),
             handshake_timeout: Duration::from_secs(10),
             keepalive: Duration::from_secs(30),
+            tls: None,
             backends,
             health: HealthSettings {
                 kind,
