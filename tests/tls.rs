@@ -286,6 +286,28 @@ fn a_client_that_does_not_read_costs_little_and_misses_nothing() {
 }
 
 #[test]
+fn an_idle_connection_holds_no_more_than_tls_needs() {
+    const STEP: usize = 200;
+    let authority = Authority::new();
+    let backend = Backend::start("a");
+    let proxy = proxy(backend.address, &[&authority.issue("site", &["a.example"])], "");
+    let config = any_client();
+    let mut idle = Vec::new();
+    let mut more = || {
+        for number in 0..STEP {
+            let mut stream = tls(&config, proxy.address, "a.example");
+            open(&mut stream, &format!("/echo?room={number}"));
+            idle.push(stream);
+        }
+        proxy.memory_kib("VmRSS")
+    };
+    more(); // what is needed once
+    let (before, after) = (more(), more());
+    let each = after.saturating_sub(before) as f64 / STEP as f64;
+    assert!(each < 16.0, "{each} KiB for each idle connection");
+}
+
+#[test]
 fn a_crowd_of_rsa_handshakes_does_not_stop_an_echo() {
     const CROWD: usize = 300;
     let authority = Authority::new();

@@ -30,7 +30,8 @@ pub struct ListenerSettings {
     pub tls_timeout: Duration,
     /// Peers whose `X-Forwarded-*` headers are believed.
     pub trusted: Vec<IpNet>,
-    /// Time for the first head from accept or the TLS handshake, and for later ones from their first byte.
+    /// Time for the first head from accept or the TLS handshake, and for later ones from their
+    /// first byte.
     pub header_timeout: Duration,
     /// From an answer to the first byte of the next head.
     pub idle_timeout: Duration,

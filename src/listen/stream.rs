@@ -3,8 +3,8 @@
 //! A closed set, so an enum and not a boxed trait: a relay reads and writes it once per message.
 //!
 //! TLS takes bytes before the socket does, up to a bound: what was written is out only once
-//! `poll_flush` is ready. The ends of TLS and of TCP go together: `poll_shutdown` sends close_notify
-//! and a FIN, after which the peer may go on speaking.
+//! `poll_flush` is ready. The ends of TLS and of TCP go together: `poll_shutdown` sends
+//! close_notify and a FIN, after which the peer may go on speaking.
 
 use std::io;
 use std::pin::Pin;

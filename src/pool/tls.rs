@@ -25,8 +25,9 @@ pub struct BackendTls {
 impl BackendTls {
     /// Believes the certificates that these authorities have issued.
     ///
-    /// `server_name` is what a backend's certificate must be for and what it is asked by (SNI); without one, the
-    /// host or the IP address of the backend. `client` is shown to backends that ask for it.
+    /// `server_name` is what a backend's certificate must be for and what it is asked by (SNI);
+    /// without one, the host or the IP address of the backend. `client` is shown to backends that
+    /// ask for it.
     ///
     /// # Errors
     ///
