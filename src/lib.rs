@@ -22,4 +22,5 @@ pub mod route;
 pub mod server;
 pub mod shutdown;
 mod tcp;
+pub mod tls;
 pub mod ws;

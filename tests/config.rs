@@ -23,6 +23,8 @@ fn check(source: &str, name: &str) -> Result<Config, Problems> {
         },
         host_name: "edge1.example.com",
         cores: NonZeroUsize::new(4).unwrap(),
+        now: std::time::SystemTime::now(),
+        authorities: &Vec::new,
     };
     parse(source, name, Path::new("folder"), &environment)
 }
@@ -104,6 +106,9 @@ fn every_option_that_is_off_in_the_example_is_accepted_when_given() {
     let folder = std::env::temp_dir().join(format!("steadfast-example-{}", std::process::id()));
     fs::create_dir_all(&folder).unwrap();
     fs::write(folder.join("token"), "hush-hush\n").unwrap();
+    let site = rcgen::generate_simple_self_signed(["a.example".to_owned()]).unwrap();
+    fs::write(folder.join("site.pem"), site.cert.pem()).unwrap();
+    fs::write(folder.join("site.key"), site.signing_key.serialize_pem()).unwrap();
     let example = example();
     let plain = without(&example, |_| false);
     let mut tried = 0;
@@ -115,7 +120,7 @@ fn every_option_that_is_off_in_the_example_is_accepted_when_given() {
         assert_ne!(config, load_text(&folder, &plain), "{option} changes nothing");
         tried += 1;
     }
-    assert_eq!(tried, 6);
+    assert_eq!(tried, 7);
     fs::remove_dir_all(folder).unwrap();
 }
 
@@ -146,7 +151,9 @@ fn the_example_shows_every_option() {
         "proxy_protocol",
         "trusted",
         "timeouts.header",
+        "timeouts.tls",
         "timeouts.idle",
+        "tls.certificates",
         "limits.head",
         "limits.headers",
         "limits.connections",
@@ -170,6 +177,7 @@ fn the_example_shows_every_option() {
         "slow_start",
         "handshake_rate",
         "connect_timeout",
+        "tls",
         "handshake_timeout",
         "backends",
         "kind",

@@ -371,6 +371,7 @@ fn every_close_reason_is_in_the_guide_with_who_and_its_code() {
 fn every_refusal_is_in_the_guide_and_the_guide_has_no_other() {
     let mut labels = literals_of("src/http/respond.rs", "impl Refused", "fn label");
     labels.extend(literals_of("src/listen/limits.rs", "impl OverLimit", "fn label"));
+    labels.extend(literals_of("src/listen/tls.rs", "impl TlsRefused", "fn label"));
     labels.extend(literals_of("src/http/gate.rs", "", "fn label"));
     let word = |text: &str| {
         let fits = |byte: u8| byte.is_ascii_lowercase() || byte == b'_';
@@ -483,7 +484,7 @@ fn what_is_refused_by_name_is_in_the_guide() {
                 || span.ends_with(&format!(".{name}"))
                 || span.contains(&format!("\"{name}\""))
         });
-        let is_place = ["listener.timeouts", "on_backend_loss", "balance", "kind"].contains(&name);
+        let is_place = ["listener.tls", "on_backend_loss", "balance", "kind"].contains(&name);
         assert!(found || is_place, "{name}");
     }
 }
@@ -495,6 +496,8 @@ fn examples_that_are_complete_are_valid() {
         file: &|_| Err(io::ErrorKind::NotFound.into()),
         host_name: "edge1",
         cores: NonZeroUsize::MIN,
+        now: std::time::SystemTime::now(),
+        authorities: &Vec::new,
     };
     let mut checked = 0;
     for page in pages() {

@@ -42,6 +42,8 @@ impl InProcess {
             file: &|_| Err(std::io::ErrorKind::NotFound.into()),
             host_name: "test",
             cores: NonZeroUsize::MIN,
+            now: std::time::SystemTime::now(),
+            authorities: &Vec::new,
         };
         let config = config::parse(&source, "test", Path::new("."), &environment).unwrap();
         let (stop, stopped) = oneshot::channel();

@@ -12,6 +12,8 @@ libfuzzer_sys::fuzz_target!(|source: &str| {
         file: &|_| Ok("hush\n".to_owned()),
         host_name: "edge1",
         cores: NonZeroUsize::MIN,
+        now: std::time::SystemTime::now(),
+        authorities: &Vec::new,
     };
     let _ = parse(source, "config.toml", Path::new(""), &environment)
         .map_err(|problems| problems.to_string());

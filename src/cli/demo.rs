@@ -140,6 +140,8 @@ fn proxy_config(
         file: &|_| Err(std::io::ErrorKind::NotFound.into()),
         host_name: "demo",
         cores,
+        now: std::time::SystemTime::now(),
+        authorities: &Vec::new,
     };
     let config = config::parse(&source, "demo", Path::new("."), &environment);
     config.map_err(|problems| anyhow::anyhow!("the demo's own config:\n{problems}"))

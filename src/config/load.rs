@@ -8,11 +8,12 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::num::NonZeroUsize;
 use std::path::Path;
+use std::time::SystemTime;
 
 use super::{Config, Environment, LONGEST_FILE, Problems, parse, refused, too_long};
 
-/// The longest file with a secret.
-const LONGEST_SECRET: usize = 64 * 1024;
+/// The longest file with a secret or certificates: all authorities of a system are a quarter of it.
+const LONGEST_SECRET: usize = 1024 * 1024;
 
 /// Reads a config file, and checks all of it, with this process's environment.
 ///
@@ -32,6 +33,9 @@ pub fn load(path: &Path) -> Result<Config, Problems> {
         file: &secret_file,
         host_name: &host_name,
         cores: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+        now: SystemTime::now(),
+        // What can't be read is as if it were not there: whether that leaves any, `parse` says.
+        authorities: &|| rustls_native_certs::load_native_certs().certs,
     };
     let folder = path.parent().unwrap_or(Path::new(""));
     parse(&source, &name, folder, &environment)

@@ -15,7 +15,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
+
+use rustls::pki_types::CertificateDer;
 
 use crate::listen::ListenerSettings;
 use crate::pool::PoolSettings;
@@ -40,12 +42,17 @@ const LONGEST_FILE: usize = 4 * 1024 * 1024;
 pub struct Environment<'a> {
     /// Gives the value of an environment variable; `None` where it is not set.
     pub variable: &'a dyn Fn(&str) -> Option<String>,
-    /// Gives the text of a file that holds a secret. Paths are joined to the config's folder.
+    /// Gives the text of a file that holds a secret or a certificate. Paths are joined to the
+    /// config's folder.
     pub file: &'a dyn Fn(&Path) -> io::Result<String>,
     /// The host name, for a server without a name.
     pub host_name: &'a str,
     /// How many cores the process may use, for `workers = 0`.
     pub cores: NonZeroUsize,
+    /// The time, to tell whether a certificate is valid.
+    pub now: SystemTime,
+    /// Gives the certificates of the authorities that this machine believes.
+    pub authorities: &'a dyn Fn() -> Vec<CertificateDer<'static>>,
 }
 
 /// Reads a config from text, and checks all of it.
@@ -209,6 +216,8 @@ mod tests {
             },
             host_name: "edge1.example.com",
             cores: NonZeroUsize::new(3).unwrap(),
+            now: std::time::UNIX_EPOCH,
+            authorities: &Vec::new,
         };
         parse(source, "config.toml", Path::new("/etc/steadfast"), &environment)
     }

@@ -132,6 +132,11 @@ impl<'t> Cursor<'t> {
         self.entries.contains_key(key)
     }
 
+    /// Tells whether a key that was not taken yet holds a table.
+    pub(super) fn has_table(&self, key: &str) -> bool {
+        self.entries.get(key).is_some_and(|entry| entry.value.get_ref().as_table().is_some())
+    }
+
     /// The text of a key as it stands in the file, to name the table by; takes nothing.
     pub(super) fn peek(&self, key: &str) -> Option<&'t str> {
         self.entries.get(key)?.value.get_ref().as_str()

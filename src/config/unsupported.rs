@@ -9,8 +9,8 @@
 const KEYS: &[(&str, &[&str])] = &[
     ("", &["registry"]),
     ("server", &["otlp"]),
-    ("listener", &["http2", "tls"]),
-    ("listener.timeouts", &["tls"]),
+    ("listener", &["http2"]),
+    ("listener.tls", &["client_ca"]),
     (
         "route",
         &[
@@ -25,7 +25,7 @@ const KEYS: &[(&str, &[&str])] = &[
             "sticky_cookie",
         ],
     ),
-    ("pool", &["discover", "drain_timeout", "rebalance_rate", "source", "tls"]),
+    ("pool", &["discover", "drain_timeout", "rebalance_rate", "source"]),
 ];
 
 /// Values, by table and key.
@@ -61,6 +61,8 @@ mod tests {
             file: &|_| Ok(String::new()),
             host_name: "edge1",
             cores: NonZeroUsize::MIN,
+            now: std::time::UNIX_EPOCH,
+            authorities: &Vec::new,
         };
         parse(option, "config.toml", Path::new(""), &environment).unwrap_err().to_string()
     }
@@ -70,7 +72,7 @@ mod tests {
             "" => "",
             "server" => "[server]\n",
             "listener" => "[[listener]]\n",
-            "listener.timeouts" => "[[listener]]\ntimeouts.",
+            "listener.tls" => "[[listener]]\ntls.",
             "route" => "[[route]]\n",
             "pool" => "[pool.rooms]\n",
             "pool.health" => "[pool.rooms.health]\n",

@@ -46,6 +46,7 @@ use self::headers::ClientFacts;
 use self::respond::Refused;
 use self::tunnel::Handshake;
 use self::upstream::Upstreams;
+use crate::listen::tls::Handshakes;
 use crate::listen::{
     self, Admission, IntroductionError, Listener, ListenerSettings, Load, ProxyProtocol, Stream,
 };
@@ -228,6 +229,8 @@ pub struct Context {
     pub tasks: Tasks,
     /// Its idle connections to backends.
     pub upstreams: Rc<Upstreams>,
+    /// Its TLS handshakes with clients.
+    pub handshakes: Rc<Handshakes>,
 }
 
 impl fmt::Debug for Context {
@@ -239,7 +242,8 @@ impl fmt::Debug for Context {
 impl Context {
     /// The context of a worker that has no connection yet.
     pub fn new(shared: Arc<Shared>, table: Rc<Table>, tasks: Tasks) -> Self {
-        Self { shared, table, tasks, upstreams: Rc::default() }
+        let handshakes = Rc::new(Handshakes::new(tasks.clone()));
+        Self { shared, table, tasks, upstreams: Rc::default(), handshakes }
     }
 
     /// Serves a client connection in a task of its own, to its end.
@@ -248,7 +252,34 @@ impl Context {
         if awaits_proxy_header(&accepted.listener.settings, accepted.peer.ip()) {
             return self.tasks.spawn(context.introduced(stream, accepted));
         }
-        self.tasks.spawn(context.connection(Stream::Tcp(stream), Rc::new(accepted)));
+        self.tasks.spawn(context.secured(stream, accepted));
+    }
+
+    /// Serves a connection behind the TLS handshake, where the listener has one.
+    async fn secured(self: Rc<Self>, stream: TcpStream, accepted: Accepted) {
+        // Boxed: the buffers of a handshake are none of a connection's.
+        if let Some(stream) = Box::pin(self.secure(stream, &accepted)).await {
+            self.connection(stream, Rc::new(accepted)).await;
+        }
+    }
+
+    /// Makes the TLS handshake where the listener has one; `None` if that failed.
+    async fn secure(&self, stream: TcpStream, accepted: &Accepted) -> Option<Stream> {
+        let Some(tls) = &accepted.listener.tls else { return Some(Stream::Tcp(stream)) };
+        let limit = accepted.listener.settings.tls_timeout;
+        let secured = tokio::select! {
+            secured = self.handshakes.accept(tls, stream, limit) => secured,
+            () = self.tasks.stopping() => return None,
+        };
+        secured
+            .inspect_err(|refused| {
+                if let Some(reason) = refused.label() {
+                    self.shared.metrics.refuse("", reason);
+                }
+                let cause = std::error::Error::source(refused).map(ToString::to_string);
+                debug!(peer = %accepted.peer, cause, "{refused}");
+            })
+            .ok()
     }
 
     /// Serves a connection whose peer says first for whom it speaks. From then on that is its peer.
@@ -271,7 +302,7 @@ impl Context {
         if let Err(over) = listener.limits.name(&mut accepted.admission, accepted.peer.ip()) {
             return metrics.refuse("", over.label());
         }
-        self.connection(Stream::Tcp(stream), Rc::new(accepted)).await;
+        self.secured(stream, accepted).await;
     }
 
     async fn connection(self: Rc<Self>, stream: Stream, accepted: Rc<Accepted>) {
@@ -355,7 +386,7 @@ impl Context {
         let facts = ClientFacts {
             peer,
             trusted: headers::is_trusted(peer, &settings.trusted),
-            https: false,
+            https: accepted.listener.tls.is_some(),
             local_port: accepted.listener.address.port(),
         };
         let head = RequestHead::new(parts, host, &facts);

@@ -15,7 +15,6 @@ use hyper_util::rt::TokioIo;
 use tracing::debug;
 
 use super::body::RequestBody;
-use crate::listen::Stream;
 use crate::pool::{Backend, Pool, dial};
 use crate::shutdown::Tasks;
 
@@ -115,7 +114,8 @@ pub(super) async fn connect(
 ) -> io::Result<Sender> {
     let settings = pool.settings();
     let address = backend.address();
-    let connected = dial::connect(&address, settings.connect_timeout, settings.keepalive).await;
+    let (tls, timeout) = (settings.tls.as_ref(), settings.connect_timeout);
+    let connected = dial::open(&address, tls, timeout, settings.keepalive).await;
     let stream = connected.inspect_err(|error| {
         if !dial::is_own_failure(error) {
             pool.traffic_failed(backend, error, Instant::now());
@@ -124,7 +124,7 @@ pub(super) async fn connect(
     let (sender, connection) = http1::Builder::new()
         .max_buf_size(BUFFER_BYTES)
         .max_headers(ANSWER_HEADERS)
-        .handshake(TokioIo::new(Stream::Tcp(stream)))
+        .handshake(TokioIo::new(stream))
         .await
         .map_err(io::Error::other)?;
     let id = backend.id().to_owned();

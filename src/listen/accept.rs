@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::tls::ServerTls;
 use super::{Limits, ListenerSettings};
 
 /// Connections that the kernel may hold for us; its own `somaxconn` may be lower.
@@ -28,6 +29,8 @@ pub struct Listener {
     pub label: Arc<str>,
     /// Who is connected through it.
     pub limits: Limits,
+    /// What TLS is made with; `None`: plain TCP.
+    pub tls: Option<ServerTls>,
     /// Gone once it is [closed](Self::close): live connections keep the rest.
     socket: Mutex<Option<TcpListener>>,
 }
@@ -39,6 +42,9 @@ impl Listener {
     ///
     /// The address is taken, not this machine's, or not allowed.
     pub fn bind(settings: ListenerSettings) -> io::Result<Self> {
+        let certificates = &settings.certificates;
+        let tls = (!certificates.is_empty()).then(|| ServerTls::new(certificates));
+        let tls = tls.transpose().map_err(io::Error::other)?;
         let socket =
             Socket::new(Domain::for_address(settings.bind), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
@@ -54,7 +60,7 @@ impl Listener {
         let socket = Mutex::new(Some(socket));
         let label = settings.name.clone().unwrap_or_else(|| address.to_string()).into();
         let limits = Limits::new(settings.connections, settings.connections_per_ip);
-        Ok(Self { settings, address, label, limits, socket })
+        Ok(Self { settings, address, label, limits, tls, socket })
     }
 
     /// Another handle of the one listening socket, for a worker to wait on.

@@ -5,11 +5,15 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::tls::KeyPair;
+
 mod accept;
+pub mod certificates;
 mod introduce;
 mod limits;
 pub mod proxy_protocol;
 mod stream;
+pub mod tls;
 
 pub use accept::{Listener, Load, Loads, canonical};
 pub use introduce::{IntroductionError, introduced};
@@ -25,9 +29,14 @@ pub struct ListenerSettings {
     pub bind: SocketAddr,
     /// Whether peers say in front of everything else for whom they speak.
     pub proxy_protocol: ProxyProtocol,
+    /// The certificates that TLS is spoken with, the default first; none: plain TCP.
+    pub certificates: Vec<KeyPair>,
+    /// Until a client has made its TLS handshake.
+    pub tls_timeout: Duration,
     /// Peers whose PROXY header and `X-Forwarded-*` headers are believed.
     pub trusted: Vec<IpNet>,
-    /// Time for the first head from accept, and for later ones from their first byte.
+    /// Time for the first head from accept or the TLS handshake, and for later ones from their
+    /// first byte.
     pub header_timeout: Duration,
     /// From an answer to the first byte of the next head.
     pub idle_timeout: Duration,

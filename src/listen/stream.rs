@@ -1,6 +1,10 @@
 //! A byte stream to a client or a backend.
 //!
 //! A closed set, so an enum and not a boxed trait: a relay reads and writes it once per message.
+//!
+//! TLS takes bytes before the socket does, up to a bound: what was written is out only once
+//! `poll_flush` is ready. The ends of TLS and of TCP go together: `poll_shutdown` sends
+//! close_notify and a FIN, after which the peer may go on speaking.
 
 use std::io;
 use std::pin::Pin;
@@ -10,12 +14,17 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio_rustls::{client, server};
 
 /// One of the streams that a connection may run over.
 #[derive(Debug)]
 pub enum Stream {
     /// Plain TCP.
     Tcp(TcpStream),
+    /// TLS with a client.
+    TlsAccepted(Box<server::TlsStream<TcpStream>>),
+    /// TLS with a backend.
+    TlsDialed(Box<client::TlsStream<TcpStream>>),
 }
 
 impl Stream {
@@ -23,8 +32,7 @@ impl Stream {
     ///
     /// One system call; for a stream that is not being read.
     pub fn peer_has_ended(&self) -> bool {
-        let Self::Tcp(stream) = self;
-        let mut polled = [PollFd::new(stream, PollFlags::RDHUP)];
+        let mut polled = [PollFd::new(self.socket(), PollFlags::RDHUP)];
         // An error says nothing about the peer.
         let found = poll(&mut polled, Some(&Timespec::default())).unwrap_or(0);
         found > 0 && !polled[0].revents().is_empty()
@@ -32,11 +40,15 @@ impl Stream {
 
     /// Makes the drop of this stream a reset, as its peer's counterpart had.
     pub fn reset_on_drop(&self) {
+        // Fails only on a socket that is gone, which needs no reset.
+        drop(SockRef::from(self.socket()).set_linger(Some(std::time::Duration::ZERO)));
+    }
+
+    fn socket(&self) -> &TcpStream {
         match self {
-            // Fails only on a socket that is gone, which needs no reset.
-            Self::Tcp(stream) => {
-                drop(SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO)));
-            }
+            Self::Tcp(stream) => stream,
+            Self::TlsAccepted(stream) => stream.get_ref().0,
+            Self::TlsDialed(stream) => stream.get_ref().0,
         }
     }
 }
@@ -49,6 +61,16 @@ impl AsyncRead for Stream {
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
+            // Many clients end without TLS's own end (close_notify). That is an end: a request and
+            // a WebSocket message say by themselves whether they are whole.
+            Self::TlsAccepted(stream) => match Pin::new(stream).poll_read(context, buffer) {
+                Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    Poll::Ready(Ok(()))
+                }
+                polled => polled,
+            },
+            // Not so with a backend: the end of its stream may be all that ends its answer.
+            Self::TlsDialed(stream) => Pin::new(stream).poll_read(context, buffer),
         }
     }
 }
@@ -61,6 +83,8 @@ impl AsyncWrite for Stream {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write(context, bytes),
+            Self::TlsAccepted(stream) => Pin::new(stream).poll_write(context, bytes),
+            Self::TlsDialed(stream) => Pin::new(stream).poll_write(context, bytes),
         }
     }
 
@@ -71,24 +95,32 @@ impl AsyncWrite for Stream {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(context, slices),
+            Self::TlsAccepted(stream) => Pin::new(stream).poll_write_vectored(context, slices),
+            Self::TlsDialed(stream) => Pin::new(stream).poll_write_vectored(context, slices),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
         match self {
             Self::Tcp(stream) => stream.is_write_vectored(),
+            Self::TlsAccepted(stream) => stream.is_write_vectored(),
+            Self::TlsDialed(stream) => stream.is_write_vectored(),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_flush(context),
+            Self::TlsAccepted(stream) => Pin::new(stream).poll_flush(context),
+            Self::TlsDialed(stream) => Pin::new(stream).poll_flush(context),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
+            Self::TlsAccepted(stream) => Pin::new(stream).poll_shutdown(context),
+            Self::TlsDialed(stream) => Pin::new(stream).poll_shutdown(context),
         }
     }
 }

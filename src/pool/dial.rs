@@ -1,4 +1,4 @@
-//! Opens TCP connections to backends, for checks and for traffic alike.
+//! Opens connections to backends, TCP with or without TLS, for checks and for traffic alike.
 //!
 //! A host name is looked up at each connect, and its addresses are tried one after the other, none
 //! for more than its share of the time that is left: one that does not answer must not use up the
@@ -18,6 +18,8 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, timeout_at};
 
 use super::BackendAddress;
+use super::tls::BackendTls;
+use crate::listen::Stream;
 use crate::tcp;
 
 /// A name that could not be looked up; the cause of an `io::Error`.
@@ -26,6 +28,31 @@ use crate::tcp;
 struct LookupFailed {
     name: String,
     source: Option<io::Error>,
+}
+
+/// A backend that took a connection, and then said nothing in its TLS handshake.
+#[derive(Debug, thiserror::Error)]
+#[error("the TLS handshake took too long")]
+struct TlsTimedOut;
+
+/// Connects as [`connect`] does, and makes the TLS handshake where there is `tls`, all within
+/// `timeout`. Cancel safe.
+///
+/// # Errors
+///
+/// As [`connect`]; a TLS handshake that failed or took too long, which is not
+/// [unreachable](is_unreachable): there was somebody.
+pub async fn open(
+    address: &BackendAddress,
+    tls: Option<&BackendTls>,
+    timeout: Duration,
+    keepalive: Duration,
+) -> io::Result<Stream> {
+    let deadline = Instant::now() + timeout;
+    let stream = connect(address, timeout, keepalive).await?;
+    let Some(tls) = tls else { return Ok(Stream::Tcp(stream)) };
+    let secured = timeout_at(deadline, Box::pin(tls.connect(address, stream))).await;
+    secured.unwrap_or_else(|_| Err(io::Error::other(TlsTimedOut)))
 }
 
 /// Connects to a backend within `timeout`, the look-up of its name included.

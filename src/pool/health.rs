@@ -28,13 +28,14 @@ use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at};
 
 use super::dial::{self, is_own_failure, is_unreachable};
+use super::tls::BackendTls;
 use super::verdict::Check;
 use super::websocket_check;
 use super::{Backend, BackendAddress, CheckKind, HealthSettings, Pool};
+use crate::listen::Stream;
 use crate::ws::handshake::BadAnswer;
 
 /// How often the verdict is told the time.
@@ -80,7 +81,7 @@ async fn check_for_ever(pool: &Pool, backend: &Arc<Backend>) -> Infallible {
     let mut begin = Instant::now() + first_delay(health.interval, random.hash_one(0_u64));
     for number in 1_u64.. {
         sleep_until(begin).await;
-        let outcome = check(health, &backend.address()).await;
+        let outcome = check(health, &backend.address(), pool.settings().tls.as_ref()).await;
         let made_before = std::mem::replace(&mut made, report(pool, backend, &outcome));
         if let (true, false, Err(error)) = (made_before, made, outcome) {
             // Once for all in a row: the counter tells how many.
@@ -176,9 +177,13 @@ impl std::error::Error for CheckError {}
 /// # Errors
 ///
 /// Whatever keeps the backend from being well; [`CheckError::finding`] says what that counts for.
-pub async fn check(health: &HealthSettings, address: &BackendAddress) -> Result<(), CheckError> {
+pub async fn check(
+    health: &HealthSettings,
+    address: &BackendAddress,
+    tls: Option<&BackendTls>,
+) -> Result<(), CheckError> {
     let deadline = Instant::now() + health.timeout;
-    let stream = dial::connect(address, health.timeout, Duration::ZERO);
+    let stream = dial::open(address, tls, health.timeout, Duration::ZERO);
     let stream = stream.await.map_err(CheckError::Connect)?;
     match &health.kind {
         CheckKind::Http { path } => {
@@ -208,7 +213,7 @@ fn request(path: &str, address: &BackendAddress) -> Result<Request<Empty<Bytes>>
 
 /// Asks, and tells the status of the answer; `None` if it did not come in time.
 async fn get(
-    stream: TcpStream,
+    stream: Stream,
     request: Request<Empty<Bytes>>,
     deadline: Instant,
 ) -> Result<Option<StatusCode>, CheckError> {
@@ -299,13 +304,13 @@ mod tests {
 
     async fn answered(answer: &'static [u8], timeout: Duration) -> Result<(), CheckError> {
         let (address, _serving) = server(answer).await;
-        check(&health(http(), timeout), &BackendAddress::Ip(address)).await
+        check(&health(http(), timeout), &BackendAddress::Ip(address), None).await
     }
 
     #[tokio::test]
     async fn a_2xx_is_healthy_and_asked_for_politely() {
         let (address, serving) = server(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
-        check(&health(http(), SOON), &BackendAddress::Ip(address)).await.unwrap();
+        check(&health(http(), SOON), &BackendAddress::Ip(address), None).await.unwrap();
         let head = String::from_utf8(serving.await.unwrap()).unwrap().to_lowercase();
         assert!(head.starts_with("get /health?deep=1 http/1.1\r\n"), "{head}");
         assert!(head.contains(&format!("\r\nhost: {address}\r\n")), "{head}");
@@ -360,7 +365,7 @@ mod tests {
     async fn tcp_only_connects() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = BackendAddress::Ip(listener.local_addr().unwrap());
-        check(&health(CheckKind::Tcp, SOON), &address).await.unwrap();
+        check(&health(CheckKind::Tcp, SOON), &address, None).await.unwrap();
         let (mut stream, _) = listener.accept().await.unwrap();
         assert_eq!(stream.read(&mut [0]).await.unwrap(), 0, "nothing was said");
     }
@@ -372,10 +377,10 @@ mod tests {
         let short = Duration::from_millis(50);
         for kind in [CheckKind::Tcp, http()] {
             let address = BackendAddress::Ip(refusing.address);
-            let refused = check(&health(kind.clone(), SOON), &address).await.unwrap_err();
+            let refused = check(&health(kind.clone(), SOON), &address, None).await.unwrap_err();
             assert_eq!(refused.finding(), Some(Check::Failed), "{refused}");
             let address = BackendAddress::Ip(silent.address);
-            let unreachable = check(&health(kind, short), &address).await.unwrap_err();
+            let unreachable = check(&health(kind, short), &address, None).await.unwrap_err();
             assert_eq!(unreachable.finding(), Some(Check::Unreachable), "{unreachable}");
         }
     }

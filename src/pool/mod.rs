@@ -35,6 +35,7 @@ pub mod ring;
 mod select;
 pub mod spacing;
 mod table;
+pub mod tls;
 pub mod verdict;
 mod websocket_check;
 
@@ -338,12 +339,14 @@ pub struct PoolSettings {
     pub handshake_rate: u32,
     /// The most connections of one backend; 0: no limit.
     pub max_connections: usize,
-    /// Until a TCP connection to a backend stands.
+    /// Until a connection to a backend stands, the TLS handshake included.
     pub connect_timeout: Duration,
     /// Until a backend has answered a WebSocket handshake.
     pub handshake_timeout: Duration,
     /// TCP keep-alive to backends, and `TCP_USER_TIMEOUT`.
     pub keepalive: Duration,
+    /// How TLS is made with them; `None`: plain TCP.
+    pub tls: Option<tls::BackendTls>,
     /// Its backends; ids are unique, there is at least one.
     pub backends: Vec<BackendSettings>,
     /// How they are watched.
@@ -471,6 +474,7 @@ mod tests {
             connect_timeout: Duration::from_secs(2),
             handshake_timeout: Duration::from_secs(10),
             keepalive: Duration::from_secs(30),
+            tls: None,
             backends,
             health: HealthSettings {
                 kind,

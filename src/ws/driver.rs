@@ -69,6 +69,9 @@ struct End {
     /// the frames that were put in between.
     unwritten: Vec<u8>,
     written: usize,
+    /// The stream holds bytes of its own that its socket did not take yet: TLS, at most
+    /// [`BUFFER_BYTES`](crate::tls::BUFFER_BYTES).
+    unflushed: bool,
     /// Bytes read that can't be judged yet: at most [`CARRY_BYTES`](super::frame::CARRY_BYTES), and before the first turn
     /// what HTTP had read ahead.
     carry: Vec<u8>,
@@ -82,6 +85,7 @@ impl End {
             stream,
             unwritten: Vec::new(),
             written: 0,
+            unflushed: true, // the 101 may still be there
             carry: read_ahead,
             shut_down: false,
             broken: false,
@@ -96,14 +100,23 @@ impl End {
         }
         if !self.unwritten.is_empty() {
             (self.unwritten, self.written) = (Vec::new(), 0);
+            self.unflushed = true;
         }
-        Poll::Ready(Ok(()))
+        self.poll_flush(context)
+    }
+
+    /// Has the stream pass on what it holds. `Pending`: as with what waits.
+    fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Also when nothing was written: TLS has answers of its own, as to a change of keys.
+        let flushed = Pin::new(&mut self.stream).poll_flush(context);
+        self.unflushed = flushed.is_pending();
+        flushed
     }
 
     /// Writes `bytes`, or keeps what the stream does not take. Tells whether it took all.
     fn write(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> io::Result<bool> {
         let mut taken = 0;
-        if self.unwritten.is_empty() {
+        if self.is_settled() {
             while taken < bytes.len() {
                 match Pin::new(&mut self.stream).poll_write(context, &bytes[taken..]) {
                     Poll::Ready(Ok(count)) => taken += count,
@@ -113,11 +126,16 @@ impl End {
             }
         }
         self.unwritten.extend_from_slice(&bytes[taken..]);
-        Ok(taken == bytes.len())
+        if taken > 0
+            && let Poll::Ready(Err(error)) = self.poll_flush(context)
+        {
+            return Err(error);
+        }
+        Ok(self.is_settled())
     }
 
     fn is_settled(&self) -> bool {
-        self.broken || self.unwritten.is_empty()
+        self.broken || (self.unwritten.is_empty() && !self.unflushed)
     }
 }
 
@@ -172,6 +190,9 @@ impl Driver {
         let now = entry.table().now();
         self.listen_to_others(entry, now);
         if !std::mem::replace(&mut self.started, true) {
+            for direction in Direction::ALL {
+                self.flush(direction, context);
+            }
             self.relay_read_ahead(context, entry, now);
         }
         for direction in Direction::ALL {
@@ -298,7 +319,7 @@ impl Driver {
 
     /// Writes waiting messages of others, as many as the client takes at once.
     fn deliver_messages(&mut self, context: &mut Context<'_>, entry: &Entry) {
-        while self.client.unwritten.is_empty() && self.core.takes_message() {
+        while self.client.is_settled() && self.core.takes_message() {
             let Some(frame) = entry.connection().next_message() else { return };
             self.write(Direction::FromBackend, context, &frame);
             self.counts.injected.inc();
@@ -347,10 +368,10 @@ impl Driver {
         }
         let sink = self.sink(direction);
         if !sink.shut_down && !sink.broken {
-            // On a plain socket this never waits; an error means that the peer is gone already.
-            if Pin::new(&mut sink.stream).poll_shutdown(context).is_ready() {
-                sink.shut_down = true;
-            }
+            // On a plain socket this never waits; TLS has something to write. An error means that
+            // the peer is gone already.
+            sink.shut_down = Pin::new(&mut sink.stream).poll_shutdown(context).is_ready();
+            sink.unflushed = !sink.shut_down;
         }
     }
 

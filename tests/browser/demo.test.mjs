@@ -4,6 +4,7 @@
 //   BACKENDS        JSON, {"b0": {"pid": 123}, ..}: the backends by the id they show; with it, one
 //                   is killed. Where there are two or more, rooms on different ones are looked for
 //   CHROMIUM        the browser (default /usr/bin/chromium)
+//   BROWSER_FLAGS   more flags for it, with spaces between
 //   SCREENSHOT_DIR  where pictures go; none are taken without it
 //
 // The tests are one story, and run in this order. Nothing here sleeps: all is waited for.
@@ -34,7 +35,7 @@ before(async () => {
   profile = await mkdtemp(join(tmpdir(), 'browser-test-'))
   browser = await chromium.launchPersistentContext(profile, {
     executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
-    args: FLAGS,
+    args: [...FLAGS, ...(process.env.BROWSER_FLAGS ?? '').split(' ').filter(Boolean)],
     viewport: { width: 1100, height: 760 },
     timeout: DEADLINE_MS,
   })

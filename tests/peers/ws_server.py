@@ -1,9 +1,10 @@
 """A WebSocket server made of Python's `websockets`, to stand behind the proxy.
 
-    python3 ws_server.py [--subprotocols A,B]
+    python3 ws_server.py [--subprotocols A,B] [--cert FILE --key FILE [--client-ca FILE]]
 
 Takes a free port of 127.0.0.1 and prints `listening on PORT`. It accepts permessage-deflate, with
-full windows, and messages of any size. Paths:
+full windows, and messages of any size. With a certificate it speaks TLS, and with a client CA only
+with those who have a certificate of that. Paths:
 
     /close/CODE?reason=R  a Close right after the handshake
     /refuse/STATUS        no handshake: that HTTP status and a body
@@ -13,6 +14,7 @@ full windows, and messages of any size. Paths:
 
 import argparse
 import json
+import ssl
 from urllib.parse import parse_qs, urlsplit
 
 from websockets.exceptions import ConnectionClosed
@@ -51,10 +53,25 @@ def handle(connection):
         })
 
 
+def tls(options):
+    """What TLS is spoken with; None for none."""
+    if options.cert is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=options.client_ca)
+    context.load_cert_chain(options.cert, options.key)
+    if options.client_ca is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--subprotocols", type=lambda text: text.split(","), default=[])
-    known = parser.parse_args().subprotocols
+    parser.add_argument("--cert")
+    parser.add_argument("--key")
+    parser.add_argument("--client-ca")
+    options = parser.parse_args()
+    known = options.subprotocols
 
     def first_known(_, offered):
         # The library's own choice refuses a client that offers none.
@@ -67,6 +84,7 @@ def main():
         "extensions": [ServerPerMessageDeflateFactory()],
         "process_request": answer,
         "max_size": None,
+        "ssl": tls(options),
     }
     with serve(handle, "127.0.0.1", 0, **settings) as server:
         print(f"listening on {server.socket.getsockname()[1]}", flush=True)

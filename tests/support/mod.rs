@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 pub mod http;
 pub mod named;
 pub mod scripted;
+pub mod tls;
 pub mod ws;
 
 /// How long anything may take on a busy machine.
@@ -383,9 +384,16 @@ pub fn python_client(command: &str, url: &str, arguments: &[&str]) -> String {
 /// Runs a peer's script to its end; it must succeed.
 #[track_caller]
 pub fn run_peer(program: &Path, arguments: &[&str]) -> String {
+    run_peer_with(program, arguments, &[])
+}
+
+/// The same, with more in its environment.
+#[track_caller]
+pub fn run_peer_with(program: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> String {
     let output = Command::new(program)
         .current_dir(root().join("tests/peers"))
         .args(arguments)
+        .envs(environment.iter().copied())
         .stdin(Stdio::null())
         .output()
         .unwrap_or_else(|error| panic!("{}: {error}", program.display()));

@@ -162,7 +162,7 @@ impl Ws {
 }
 
 /// Reads one frame, unmasked.
-pub fn read_frame(mut stream: &TcpStream) -> io::Result<Frame> {
+pub fn read_frame(mut stream: impl Read) -> io::Result<Frame> {
     let mut start = [0; 2];
     stream.read_exact(&mut start)?;
     let length = match start[1] & 0x7f {

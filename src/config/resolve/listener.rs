@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use super::limits::{count_or_zero, keepalive, number, size, time_out};
 use super::names;
+use super::tls::{self, Files};
 use crate::config::problems::Problems;
 use crate::config::raw::{Cursor, Located};
 use crate::config::value::quoted;
@@ -30,19 +31,27 @@ pub(super) struct Resolved {
 }
 
 /// Resolves the listener that is the `index`-th in the file.
-pub(super) fn resolve(mut table: Cursor<'_>, index: usize, problems: &mut Problems) -> Resolved {
+pub(super) fn resolve(
+    mut table: Cursor<'_>,
+    index: usize,
+    files: Files<'_>,
+    problems: &mut Problems,
+) -> Resolved {
     table.set_place(names::place("listener", table.peek("name"), index));
     let name = names::name(&mut table, problems);
     let bind = bind(&mut table, problems);
     let trusted = trusted(&mut table, problems);
     let proxy_protocol = proxy_protocol(&mut table, &trusted, problems);
-    let (header_timeout, idle_timeout) = timeouts(&mut table, problems);
+    let certificates = tls::certificates(&mut table, files, problems);
+    let (header_timeout, tls_timeout, idle_timeout) = timeouts(&mut table, problems);
     let (head_bytes, headers, connections, connections_per_ip) = limits(&mut table, problems);
     let keepalive = keepalive(&mut table, Duration::from_secs(60), problems);
     let settings = bind.as_ref().map(|bind| ListenerSettings {
         name: name.as_ref().map(|name| name.value.clone()),
         bind: bind.value,
         proxy_protocol,
+        certificates,
+        tls_timeout,
         trusted,
         header_timeout,
         idle_timeout,
@@ -105,12 +114,13 @@ fn proxy_protocol(
     chosen
 }
 
-fn timeouts(table: &mut Cursor<'_>, problems: &mut Problems) -> (Duration, Duration) {
+fn timeouts(table: &mut Cursor<'_>, problems: &mut Problems) -> (Duration, Duration, Duration) {
     let mut timeouts = table.table("timeouts", "listener.timeouts", "timeouts.", problems);
     let header = time_out(&mut timeouts, "header", Duration::from_secs(10), problems);
+    let tls = time_out(&mut timeouts, "tls", Duration::from_secs(10), problems);
     let idle = time_out(&mut timeouts, "idle", Duration::from_secs(75), problems);
     timeouts.finish(problems);
-    (header, idle)
+    (header, tls, idle)
 }
 
 fn limits(table: &mut Cursor<'_>, problems: &mut Problems) -> (usize, usize, usize, usize) {

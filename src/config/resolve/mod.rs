@@ -28,6 +28,7 @@ mod names;
 mod pool;
 mod route;
 mod server;
+mod tls;
 
 /// Resolves a whole file. What it gives is a config to be used only if nothing was noted.
 pub(super) fn resolve(
@@ -39,9 +40,10 @@ pub(super) fn resolve(
     let mut root = Cursor::root(file, environment);
     let server = root.table("server", "server", "", problems);
     let (server, admin) = server::resolve(server, folder, environment, problems);
-    let listeners = listeners(&mut root, problems);
+    let files = tls::Files { folder, environment };
+    let listeners = listeners(&mut root, files, problems);
     let routes = routes(&mut root, problems);
-    let (pools, pool_names) = pools(&mut root, problems);
+    let (pools, pool_names) = pools(&mut root, files, problems);
     root.finish(problems);
 
     addresses_once(admin.as_ref(), &listeners, problems);
@@ -56,14 +58,18 @@ pub(super) fn resolve(
     }
 }
 
-fn listeners(root: &mut Cursor<'_>, problems: &mut Problems) -> Vec<listener::Resolved> {
+fn listeners(
+    root: &mut Cursor<'_>,
+    files: tls::Files<'_>,
+    problems: &mut Problems,
+) -> Vec<listener::Resolved> {
     let before = problems.len();
     let tables = root.tables("listener", "listener", "write [[listener]]", problems);
     if tables.is_empty() && problems.len() == before {
         problems.whole("there is no listener; add [[listener]] with bind = \"0.0.0.0:8080\"");
     }
     let numbered = tables.into_iter().enumerate();
-    numbered.map(|(index, table)| listener::resolve(table, index, problems)).collect()
+    numbered.map(|(index, table)| listener::resolve(table, index, files, problems)).collect()
 }
 
 fn routes(root: &mut Cursor<'_>, problems: &mut Problems) -> Vec<route::Resolved> {
@@ -78,12 +84,13 @@ fn routes(root: &mut Cursor<'_>, problems: &mut Problems) -> Vec<route::Resolved
 
 fn pools<'t>(
     root: &mut Cursor<'t>,
+    files: tls::Files<'_>,
     problems: &mut Problems,
 ) -> (Vec<crate::pool::PoolSettings>, Vec<&'t str>) {
     let mut table = root.table("pool", "pools", "pool.", problems);
     let named = table.named_tables("pool", "write [pool.NAME]", problems);
     let names = named.iter().map(|(name, _)| name.value).collect();
-    let pools = named.into_iter().map(|(name, table)| pool::resolve(&name, table, problems));
+    let pools = named.into_iter().map(|(name, table)| pool::resolve(&name, table, files, problems));
     (pools.collect(), names)
 }
 

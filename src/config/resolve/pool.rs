@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::limits::{count_or_zero, duration_or_zero, keepalive, number, time_out};
 use super::names::{self, Seen};
 use super::route::is_host_name;
+use super::tls::{self, Files};
 use crate::config::problems::Problems;
 use crate::config::raw::{Cursor, Located};
 use crate::config::value::quoted;
@@ -50,6 +51,7 @@ const LARGEST_BOUND: f64 = 1000.0;
 pub(super) fn resolve(
     name: &Located<&str>,
     mut table: Cursor<'_>,
+    files: Files<'_>,
     problems: &mut Problems,
 ) -> PoolSettings {
     table.set_place(format!("pool {}", quoted(name.value)));
@@ -86,6 +88,7 @@ pub(super) fn resolve(
             problems,
         ),
         keepalive: keepalive(&mut table, Duration::from_secs(30), problems),
+        tls: tls::with_backends(&mut table, files, problems),
         backends: backends(&mut table, problems),
         health: health(&mut table, problems),
     };
