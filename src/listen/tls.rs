@@ -6,7 +6,7 @@
 //! A handshake is the most expensive thing that a stranger can ask for: signing with an RSA key of
 //! 2048 bits takes 0.8 ms, and all relays of the worker wait meanwhile. So a worker has
 //! [`Handshakes`]: it reads a client's first message without limit, since that costs little, then
-//! lets a bounded number into the handshake, and of those only [`PER_TURN`] are polled between two
+//! lets a bounded number into the handshake, and of those only a few are polled between two
 //! looks at the worker's sockets. The rest waits, in order of arrival, within its time-out.
 
 use std::cell::Cell;
