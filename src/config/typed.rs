@@ -46,6 +46,14 @@ impl Value for Duration {
     }
 }
 
+impl Value for bool {
+    const EXPECTED: &'static str = "true or false";
+
+    fn read(value: &DeValue<'_>, _: &Environment<'_>) -> Result<Self, Misfit> {
+        value.as_bool().ok_or(Misfit::Kind)
+    }
+}
+
 /// A size in bytes.
 #[derive(Clone, Copy)]
 pub(super) struct Size(pub(super) u64);

@@ -11,20 +11,7 @@ const KEYS: &[(&str, &[&str])] = &[
     ("server", &["otlp"]),
     ("listener", &["http2", "proxy_protocol", "tls"]),
     ("listener.timeouts", &["tls"]),
-    (
-        "route",
-        &[
-            "auth",
-            "learn",
-            "max_age",
-            "message_rate",
-            "on_removed",
-            "rebalance",
-            "rehome",
-            "rooms",
-            "sticky_cookie",
-        ],
-    ),
+    ("route", &["auth", "max_age", "message_rate", "on_removed", "rebalance", "rehome", "rooms"]),
     (
         "pool",
         &[
@@ -44,6 +31,7 @@ const KEYS: &[(&str, &[&str])] = &[
 
 /// Values, by table and key.
 const VALUES: &[(&str, &str, &[&str])] = &[
+    ("route", "learn", &["signalr"]),
     ("route", "on_backend_loss", &["rehome"]),
     ("pool", "balance", &["least_connections", "round_robin", "random_two"]),
     ("pool.health", "kind", &["websocket"]),

@@ -25,11 +25,13 @@ use super::forward::Answered;
 use super::gate::Gate;
 use super::head::RequestHead;
 use super::respond::Refused;
+use super::session::{self, OfFirstMessage, Session};
 use super::{Accepted, Context, Live, Route, Trace, headers, upstream};
 use crate::listen::Stream;
 use crate::observe::access_log::{ConnectionLine, unix_millis};
 use crate::observe::metrics::{ConnectionLabels, Held};
 use crate::pool::backend::ConnectionGauge;
+use crate::pool::sessions::Visit;
 use crate::pool::{Backend, Choice, Moved, Placement, Pool, Stay};
 use crate::route::key::Key;
 use crate::ws::connection::Facts;
@@ -48,6 +50,8 @@ pub(super) struct Handshake {
     pub(super) head: RequestHead,
     /// Its key.
     pub(super) key: Option<Key>,
+    /// Its session.
+    pub(super) session: Session,
     /// The address of its client.
     pub(super) client: std::net::IpAddr,
     /// Resolves to the client's stream once it has its 101.
@@ -71,7 +75,8 @@ pub(super) async fn open(
     let began = Instant::now();
     check_origin(route, handshake.head.headers())?;
     let live = Live::of(route).ok_or(Refused::RouteFull)?;
-    let target = Target::new(&route.pool, handshake.key.as_ref())?;
+    let opens_session = matches!(handshake.session, Session::Opens);
+    let target = Target::new(&route.pool, handshake.key.as_ref(), handshake.session)?;
     let entry = context.table.enter(Facts {
         route: Arc::clone(&route.name),
         pool: Arc::clone(&route.pool_name),
@@ -96,6 +101,7 @@ pub(super) async fn open(
         id,
         upstream,
         entry,
+        opens_session,
         _guards: (live, opening.target, handshake.accepted),
     };
     context.tasks.spawn(tunnel.run(handshake.upgrade));
@@ -114,10 +120,18 @@ fn check_origin(route: &Route, headers: &HeaderMap) -> Result<(), Refused> {
 enum Target {
     Placed(Placement),
     Anywhere(Choice),
+    /// Where its session is, with the place of its key if that is there too. A key that lives
+    /// elsewhere is no reason to leave the session.
+    Session(Visit, Option<Box<Placement>>),
 }
 
 impl Target {
-    fn new(pool: &Arc<Pool>, key: Option<&Key>) -> Result<Self, Refused> {
+    fn new(pool: &Arc<Pool>, key: Option<&Key>, session: Session) -> Result<Self, Refused> {
+        if let Session::Of(visit) = session {
+            let place = key.and_then(|key| pool.place(key.as_str()).ok());
+            let place = place.filter(|place| Arc::ptr_eq(place.backend(), visit.backend()));
+            return Ok(Self::Session(visit, place.map(Box::new)));
+        }
         Ok(match key {
             Some(key) => Self::Placed(pool.place(key.as_str())?),
             None => Self::Anywhere(pool.any()?),
@@ -126,6 +140,7 @@ impl Target {
 
     fn key(&self) -> Option<Arc<str>> {
         match self {
+            Self::Session(_, place) => Some(Arc::clone(place.as_ref()?.key())),
             Self::Placed(placement) => Some(Arc::clone(placement.key())),
             Self::Anywhere(_) => None,
         }
@@ -135,6 +150,7 @@ impl Target {
         match self {
             Self::Placed(placement) => placement.backend(),
             Self::Anywhere(choice) => choice.backend(),
+            Self::Session(visit, _) => visit.backend(),
         }
     }
 
@@ -142,6 +158,7 @@ impl Target {
         match self {
             Self::Placed(placement) => placement.go_on(),
             Self::Anywhere(choice) => choice.go_on(),
+            Self::Session(..) => Err(Stay::Live),
         }
     }
 
@@ -153,6 +170,14 @@ impl Target {
                 Err(Moved::Elsewhere)
             }
             Self::Anywhere(_) => Ok(()),
+            Self::Session(visit, _) if visit.backend().is_lost() => Err(Moved::Nowhere),
+            Self::Session(_, place) => {
+                // Where the key has moved meanwhile the session has not.
+                if place.as_mut().is_some_and(|place| place.establish().is_err()) {
+                    *place = None;
+                }
+                Ok(())
+            }
         }
     }
 }
@@ -280,12 +305,14 @@ struct Tunnel {
     id: String,
     upstream: Upstream,
     entry: Entry,
+    /// Its first message may open a session.
+    opens_session: bool,
     _guards: (Live, Target, Rc<Accepted>),
 }
 
 impl Tunnel {
     async fn run(self, upgrade: OnUpgrade) {
-        let Self { context, route, id, upstream, entry, _guards } = self;
+        let Self { context, route, id, upstream, entry, opens_session, _guards } = self;
         let client = upgrade.await.ok().and_then(|upgraded| {
             let parts = upgraded.downcast::<TokioIo<Gate>>().ok()?;
             let (stream, behind) = parts.io.into_inner().into_parts();
@@ -307,6 +334,15 @@ impl Tunnel {
         drop(labels);
         debug!(connection = id, backend = upstream.backend.id(), "opened");
         let Upstream { backend, stream, read_ahead, reserved, _counted } = upstream;
+        let session = OfFirstMessage::default();
+        let first_message = opens_session.then(|| {
+            let (pool, backend) = (Arc::clone(&route.pool), Arc::clone(&backend));
+            session.listen(session::Opening {
+                pool,
+                backend,
+                client: entry.connection().facts.client,
+            })
+        });
         let driver = Driver::new(
             entry,
             route.relay_limits(reserved),
@@ -315,8 +351,8 @@ impl Tunnel {
             Arc::clone(&route.counts),
             nonce(),
         );
-        let ended = driver.await;
-        drop(held);
+        let ended = driver.telling(first_message).await;
+        drop((held, session));
         ended_relay(&context, &route, &id, &backend, &ended);
     }
 }

@@ -26,6 +26,7 @@ pub mod dial;
 pub mod health;
 pub mod placement;
 pub mod ring;
+pub mod sessions;
 mod table;
 pub mod verdict;
 
@@ -44,6 +45,7 @@ pub use self::verdict::State;
 
 use self::placement::Placements;
 use self::ring::Ring;
+use self::sessions::Sessions;
 use self::verdict::{Check, Policy, Transition};
 
 /// No backend of a pool may be given a new key: a 503.
@@ -80,6 +82,7 @@ pub struct Pool {
     backends: Vec<Arc<Backend>>,
     ring: Ring,
     placements: Arc<Placements>,
+    sessions: Arc<Sessions>,
     /// Counts what comes without a key.
     turn: AtomicU64,
     observer: Observer,
@@ -93,7 +96,7 @@ impl Pool {
         let backends = settings.backends.iter();
         let backends = backends.map(|one| Arc::new(Backend::new(one.clone(), policy, now)));
         let backends = backends.collect();
-        Self::assemble(settings, backends, Arc::default(), observer)
+        Self::assemble(settings, backends, Arc::default(), Arc::default(), observer)
     }
 
     /// Builds a pool of other settings that takes over what this one knows.
@@ -114,17 +117,20 @@ impl Pool {
             }
         }
         let (placements, observer) = (Arc::clone(&self.placements), Arc::clone(&self.observer));
-        Self::assemble(settings, backends, placements, observer)
+        let sessions = Arc::clone(&self.sessions);
+        Self::assemble(settings, backends, placements, sessions, observer)
     }
 
     fn assemble(
         settings: PoolSettings,
         backends: Vec<Arc<Backend>>,
         placements: Arc<Placements>,
+        sessions: Arc<Sessions>,
         observer: Observer,
     ) -> Arc<Self> {
         let ring = Ring::new(settings.backends.iter().map(|one| (one.id.as_str(), one.weight)));
-        Arc::new(Self { settings, backends, ring, placements, turn: AtomicU64::new(0), observer })
+        let turn = AtomicU64::new(0);
+        Arc::new(Self { settings, backends, ring, placements, sessions, turn, observer })
     }
 
     /// Takes a place for a connection of `key`, before its handshake goes anywhere.
@@ -264,6 +270,11 @@ impl Pool {
     /// Where a key is placed; `None` also if that backend is lost.
     pub fn find(&self, key: &str) -> Option<PlacedKey> {
         self.placements.find(key)
+    }
+
+    /// The sessions that its backends have issued ids for.
+    pub fn sessions(&self) -> &Arc<Sessions> {
+        &self.sessions
     }
 
     /// All keys that are placed, in no order.
