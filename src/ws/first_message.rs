@@ -13,7 +13,7 @@ use super::frame::parse_header;
 /// The longest message that is told.
 pub const LONGEST: usize = 1024;
 /// The message and its header, and a few control frames before it.
-const MOST_KEPT: usize = LONGEST + 4 + 4 * 127;
+pub const MOST_KEPT: usize = LONGEST + 4 + 4 * 127;
 const OPCODE_TEXT: u8 = 1;
 const OPCODE_CLOSE: u8 = 8;
 
