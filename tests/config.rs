@@ -120,7 +120,7 @@ fn every_option_that_is_off_in_the_example_is_accepted_when_given() {
         assert_ne!(config, load_text(&folder, &plain), "{option} changes nothing");
         tried += 1;
     }
-    assert_eq!(tried, 7);
+    assert_eq!(tried, 14);
     fs::remove_dir_all(folder).unwrap();
 }
 
@@ -164,6 +164,14 @@ fn the_example_shows_every_option() {
         "path",
         "pool",
         "key",
+        "sticky_cookie.name",
+        "sticky_cookie.domain",
+        "sticky_cookie.path",
+        "sticky_cookie.same_site",
+        "sticky_cookie.secure",
+        "sticky_cookie.http_only",
+        "sticky_cookie.max_age",
+        "learn",
         "on_backend_loss",
         "allowed_origins",
         "idle_timeout",

@@ -484,7 +484,8 @@ fn what_is_refused_by_name_is_in_the_guide() {
                 || span.ends_with(&format!(".{name}"))
                 || span.contains(&format!("\"{name}\""))
         });
-        let is_place = ["listener.tls", "on_backend_loss", "balance", "kind"].contains(&name);
+        let is_place =
+            ["listener.tls", "learn", "on_backend_loss", "balance", "kind"].contains(&name);
         assert!(found || is_place, "{name}");
     }
 }

@@ -11,25 +11,13 @@ const KEYS: &[(&str, &[&str])] = &[
     ("server", &["otlp"]),
     ("listener", &["http2"]),
     ("listener.tls", &["client_ca"]),
-    (
-        "route",
-        &[
-            "auth",
-            "learn",
-            "max_age",
-            "message_rate",
-            "on_removed",
-            "rebalance",
-            "rehome",
-            "rooms",
-            "sticky_cookie",
-        ],
-    ),
+    ("route", &["auth", "max_age", "message_rate", "on_removed", "rebalance", "rehome", "rooms"]),
     ("pool", &["discover", "drain_timeout", "rebalance_rate", "source"]),
 ];
 
 /// Values, by table and key.
-const VALUES: &[(&str, &str, &[&str])] = &[("route", "on_backend_loss", &["rehome"])];
+const VALUES: &[(&str, &str, &[&str])] =
+    &[("route", "learn", &["signalr"]), ("route", "on_backend_loss", &["rehome"])];
 
 /// What is said of such a key or value; what to do follows it.
 pub(super) const NOT_SUPPORTED: &str = "not supported by this version";

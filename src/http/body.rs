@@ -19,6 +19,7 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::gate::Answer;
+use super::session::Held;
 use crate::observe::access_log::RequestRecord;
 use crate::pool::backend::RequestGauge;
 
@@ -38,6 +39,8 @@ pub struct Reply {
     _in_flight: Option<RequestGauge>,
     /// The request's body is given up when the answer is over.
     unasked: Option<Unasked>,
+    /// The session of the request, or what finds one in this body.
+    session: Option<Box<Held>>,
     /// Written to the access log when the answer is over.
     record: Option<Box<RequestRecord>>,
 }
@@ -66,7 +69,7 @@ impl Reply {
     }
 
     fn new(content: Content) -> Self {
-        Self { content, answer: None, _in_flight: None, unasked: None, record: None }
+        Self { content, answer: None, _in_flight: None, unasked: None, session: None, record: None }
     }
 
     /// Ends `answer`, and writes `record` down, when this body has gone out.
@@ -79,6 +82,12 @@ impl Reply {
     /// Gives up the body of the request when this one has gone out.
     pub fn giving_up(mut self, unasked: Unasked) -> Self {
         self.unasked = Some(unasked);
+        self
+    }
+
+    /// Holds a session until this body has gone out.
+    pub(super) fn holding(mut self, session: Option<Held>) -> Self {
+        self.session = session.map(Box::new);
         self
     }
 
@@ -111,6 +120,11 @@ impl Body for Reply {
         let polled = self.poll_content(context);
         if let (Some(record), Poll::Ready(Some(Ok(frame)))) = (&mut self.record, &polled) {
             record.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+        }
+        if let (Some(session), Poll::Ready(Some(Ok(frame)))) = (&mut self.session, &polled)
+            && let Some(data) = frame.data_ref()
+        {
+            session.look_at(data);
         }
         polled
     }

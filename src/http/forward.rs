@@ -2,8 +2,10 @@
 //!
 //! It goes where connections of its key are, over a connection that is kept, or a fresh one. It is
 //! sent again only where nothing of it was sent: because connecting failed, or because a kept
-//! connection had just been closed by the backend.
+//! connection had just been closed by the backend. One of a session goes to the session's backend, or
+//! nowhere.
 
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -14,11 +16,61 @@ use hyper::body::Incoming;
 use super::body::{Break, GoAhead, Progress, Reply, RequestBody};
 use super::head::RequestHead;
 use super::respond::Refused;
+use super::session::{Held, Opening, Session};
 use super::upstream::{self, Sender};
 use super::{Context, Route, Trace, headers};
 use crate::pool::backend::RequestGauge;
 use crate::pool::{Backend, Choice, Stay};
 use crate::route::key::Key;
+
+/// A plain request, and what decides where it goes.
+pub(super) struct Plain {
+    pub(super) head: RequestHead,
+    pub(super) body: Incoming,
+    pub(super) key: Option<Key>,
+    pub(super) session: Session,
+    pub(super) client: IpAddr,
+}
+
+/// Where a plain request goes.
+enum Target {
+    /// To the backend of its session, and no other.
+    Session(Arc<Backend>),
+    /// Where its key is, or anywhere.
+    Choice(Choice),
+}
+
+impl Target {
+    fn of(route: &Route, key: Option<&Key>, session: &Session) -> Result<Self, Refused> {
+        Ok(match (session, key) {
+            (Session::Of(visit), _) => Self::Session(Arc::clone(visit.backend())),
+            (_, Some(key)) => Self::Choice(route.pool.lookup(key.as_str())?),
+            (_, None) => Self::Choice(route.pool.any()?),
+        })
+    }
+
+    fn backend(&self) -> &Arc<Backend> {
+        match self {
+            Self::Session(backend) => backend,
+            Self::Choice(choice) => choice.backend(),
+        }
+    }
+
+    /// Counts the request, which is sent now.
+    fn request(&mut self) -> RequestGauge {
+        match self {
+            Self::Session(backend) => backend.request(),
+            Self::Choice(choice) => choice.request(),
+        }
+    }
+
+    fn go_on(&mut self) -> Result<(), Stay> {
+        match self {
+            Self::Session(_) => Err(Stay::Live),
+            Self::Choice(choice) => choice.go_on(),
+        }
+    }
+}
 
 /// Sends a plain request to a backend of its route and passes the answer on.
 ///
@@ -28,22 +80,28 @@ use crate::route::key::Key;
 pub(super) async fn forward(
     context: &Rc<Context>,
     route: &Arc<Route>,
-    key: Option<&Key>,
-    head: RequestHead,
-    body: Incoming,
+    request: Plain,
     trace: &mut Trace<'_>,
 ) -> Result<Response<Reply>, Refused> {
-    let mut choice = match key {
-        Some(key) => route.pool.lookup(key.as_str())?,
-        None => route.pool.any()?,
-    };
+    let Plain { head, body, key, session, client } = request;
+    let mut choice = Target::of(route, key.as_ref(), &session)?;
     let go_ahead = head.expects_continue().then(GoAhead::default);
     let (body, progress) = RequestBody::client(body, route.settings.body_timeout, go_ahead.clone());
     let mut exchange = Exchange { context, route, progress, go_ahead };
     let sent = exchange.send(&mut choice, head, body).await;
     trace.note_backend(choice.backend());
     let (answered, sender) = sent?;
-    exchange.pass_on(answered, sender, choice.backend())
+    let is_ok = answered.response.status() == StatusCode::OK;
+    let response = exchange.pass_on(answered, sender, choice.backend())?;
+    let held = match session {
+        Session::Of(visit) => Some(Held::visit(visit)),
+        Session::Opens if is_ok => {
+            let (pool, backend) = (Arc::clone(&route.pool), Arc::clone(choice.backend()));
+            Some(Held::opening(Opening { pool, backend, client }))
+        }
+        Session::Opens | Session::None => None,
+    };
+    Ok(response.map(|body| body.holding(held)))
 }
 
 struct Exchange<'a> {
@@ -57,7 +115,7 @@ impl Exchange<'_> {
     /// Sends the request to the first backend that can be reached, and waits for its answer.
     async fn send(
         &mut self,
-        choice: &mut Choice,
+        choice: &mut Target,
         mut head: RequestHead,
         body: RequestBody,
     ) -> Result<(Answered, Sender), Refused> {
@@ -82,7 +140,7 @@ impl Exchange<'_> {
 
     /// A connection to the chosen backend, or to the next one if it can't be reached; and whether
     /// it is one that was kept.
-    async fn connect(&self, choice: &mut Choice) -> Result<(Sender, bool), Refused> {
+    async fn connect(&self, choice: &mut Target) -> Result<(Sender, bool), Refused> {
         loop {
             let backend = Arc::clone(choice.backend());
             if let Some(sender) = self.context.upstreams.take(&backend) {

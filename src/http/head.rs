@@ -68,6 +68,17 @@ impl RequestHead {
         request
     }
 
+    /// Whether its client came by TLS, to us or to a trusted proxy in front: nobody else's word
+    /// for it is left in the head.
+    pub(super) fn came_by_tls(&self) -> bool {
+        let proto = self.headers.get(headers::X_FORWARDED_PROTO).map(HeaderValue::as_bytes);
+        let first = proto.and_then(|proto| proto.split(|&byte| byte == b',').next());
+        first.is_some_and(|proto| {
+            let proto = proto.trim_ascii();
+            proto.eq_ignore_ascii_case(b"https") || proto.eq_ignore_ascii_case(b"wss")
+        })
+    }
+
     /// Its headers.
     pub(super) fn headers(&self) -> &HeaderMap {
         &self.headers

@@ -10,6 +10,7 @@
 //! routes with an old ring.
 
 pub mod body;
+mod engine_io;
 mod forward;
 pub mod framing;
 pub mod gate;
@@ -17,6 +18,7 @@ mod head;
 pub mod headers;
 mod relayed;
 mod respond;
+mod session;
 mod tunnel;
 mod upstream;
 
@@ -31,7 +33,7 @@ use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
-use http::header::{HOST, HeaderValue};
+use http::header::{HOST, HeaderValue, SET_COOKIE};
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -40,10 +42,12 @@ use tokio::net::TcpStream;
 use tracing::{debug, warn};
 
 use self::body::Reply;
+use self::forward::Plain;
 use self::gate::{Gate, GateLimits, Turn};
 use self::head::RequestHead;
 use self::headers::ClientFacts;
 use self::respond::Refused;
+use self::session::Session;
 use self::tunnel::Handshake;
 use self::upstream::Upstreams;
 use crate::listen::tls::Handshakes;
@@ -54,7 +58,7 @@ use crate::observe::access_log::{AccessLog, RequestRecord};
 use crate::observe::metrics::{Held, Metrics, RequestLabels};
 use crate::pool::{Backend, Pool, dial};
 use crate::route::key::{RequestFacts, find_key};
-use crate::route::{RouteSettings, Router};
+use crate::route::{RouteSettings, Router, sticky};
 use crate::shutdown::Tasks;
 use crate::ws::clock::Ticks;
 use crate::ws::connection::Serial;
@@ -379,6 +383,10 @@ impl Context {
             client,
         };
         let key = find_key(&route.settings.key, &facts)?.map(|found| found.key);
+        let session = Session::of(&route.settings, &route.pool, parts.uri.query())?;
+        let cookie = route.settings.sticky_cookie.as_ref();
+        let cookie = cookie.filter(|_| key.is_none() && !session.is_learnt());
+        let minted = cookie.map(|_| sticky::mint(crate::random::bytes()));
         let is_handshake = handshake::is_handshake(&parts.headers);
         if is_handshake {
             handshake::check_request(&parts.method, parts.version, &parts.headers)?;
@@ -391,12 +399,22 @@ impl Context {
         };
         let head = RequestHead::new(parts, host, &facts);
         trace.note_head(client, &head);
-        if is_handshake {
+        let set = cookie.zip(minted.as_ref());
+        let set = set.and_then(|(cookie, key)| cookie.set(key, head.came_by_tls()));
+        let key = key.or(minted);
+        let answered = if is_handshake {
             let accepted = Rc::clone(accepted);
-            let handshake = Handshake { head, key, client, upgrade, accepted };
-            return tunnel::open(self, &route, handshake, trace).await;
+            let handshake = Handshake { head, key, session, client, upgrade, accepted };
+            tunnel::open(self, &route, handshake, trace).await
+        } else {
+            let request = Plain { head, body, key, session, client };
+            forward::forward(self, &route, request, trace).await
+        };
+        let mut response = answered?;
+        if let Some(cookie) = set {
+            response.headers_mut().append(SET_COOKIE, cookie);
         }
-        forward::forward(self, &route, key.as_ref(), head, body, trace).await
+        Ok(response)
     }
 
     /// A connect that failed: of the backend, or of our own.

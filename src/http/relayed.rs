@@ -12,11 +12,13 @@ use std::time::SystemTime;
 
 use tracing::debug;
 
+use super::session::OfFirstMessage;
 use super::{Accepted, Context, Live};
 use crate::observe::access_log::{ConnectionLine, unix_millis};
 use crate::observe::metrics::{ConnectionLabels, Held};
 use crate::pool::Placement;
 use crate::pool::backend::ConnectionGauge;
+use crate::pool::sessions::Visit;
 use crate::ws::driver::{Driver, Ended};
 use crate::ws::relay::Direction;
 use crate::ws::table::Entry;
@@ -29,14 +31,27 @@ pub(super) struct Relayed {
     _shown: Held,
 }
 
+/// What a WebSocket keeps where it is.
+#[derive(Default)]
+pub(super) struct Place {
+    /// The place of its key.
+    pub(super) key: Option<Placement>,
+    /// Its session lives as long as it does.
+    #[expect(dead_code, reason = "held, not read")]
+    pub(super) session: Option<Box<Visit>>,
+}
+
 /// What a WebSocket holds as long as it lives.
 pub(super) struct Guards {
     /// Its place in its route.
     pub(super) live: Live,
     /// Its backend has it.
     pub(super) counted: ConnectionGauge,
-    /// The place of its key, until its backend's side is over.
-    pub(super) placement: Option<Placement>,
+    /// What is at its backend, until the backend's side is over.
+    pub(super) place: Place,
+    /// The session that its first message may have opened.
+    #[expect(dead_code, reason = "held, not read")]
+    pub(super) opened: Option<OfFirstMessage>,
     /// Its client's socket counts.
     #[expect(dead_code, reason = "held, not read")]
     pub(super) accepted: Rc<Accepted>,
@@ -119,7 +134,7 @@ impl Future for Relayed {
         let polled = Pin::new(&mut self.driver).poll(context);
         if self.driver.backend_is_over() {
             // What its client still has to hear must not keep others of the key from coming back.
-            self.guards.placement = None;
+            self.guards.place.key = None;
         }
         let ended = ready!(polled);
         self.write_down(&ended);

@@ -53,6 +53,9 @@ pub(super) enum Refused {
     /// The backend did not answer in time.
     #[error("the backend did not answer in time")]
     TimedOut,
+    /// The session of this request was at a backend that is lost.
+    #[error("{{\"code\":1,\"message\":\"Session ID unknown\"}}")]
+    SessionLost,
     /// The client did not go on with its body in time.
     #[error("the request body came too slowly")]
     BodyTimeout,
@@ -80,7 +83,9 @@ impl Refused {
     /// The status that the client gets.
     pub(super) fn status(&self) -> StatusCode {
         match self {
-            Self::Host | Self::Key(_) | Self::BodyBroken => StatusCode::BAD_REQUEST,
+            Self::Host | Self::Key(_) | Self::SessionLost | Self::BodyBroken => {
+                StatusCode::BAD_REQUEST
+            }
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::Handshake(error) => error.status(),
             Self::Origin => StatusCode::FORBIDDEN,
@@ -109,6 +114,7 @@ impl Refused {
             Self::BrokeOff => "broke_off",
             Self::BadAnswer(_) => "bad_answer",
             Self::TimedOut => "backend_timeout",
+            Self::SessionLost => "session_lost",
             Self::BodyTimeout => "body_timeout",
             Self::BodyBroken => "body_broken",
         }
@@ -121,6 +127,10 @@ impl Refused {
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         match self {
+            // Engine.IO's own words, by which a client knows to begin anew.
+            Self::SessionLost => {
+                headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            }
             Self::NoBackend | Self::RouteFull | Self::BackendFull | Self::HandshakeRate => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
             }

@@ -23,11 +23,13 @@ use super::body::{Reply, RequestBody};
 use super::forward::Answered;
 use super::gate::Gate;
 use super::head::RequestHead;
-use super::relayed::{Guards, Relayed};
+use super::relayed::{Guards, Place, Relayed};
 use super::respond::Refused;
+use super::session::{self, OfFirstMessage, Session};
 use super::{Accepted, Context, Live, Route, Trace, headers, upstream};
 use crate::listen::Stream;
 use crate::pool::backend::{ConnectionGauge, Slot};
+use crate::pool::sessions::Visit;
 use crate::pool::{Backend, Choice, Moved, Placement, Pool, Stay};
 use crate::route::key::Key;
 use crate::ws::connection::Facts;
@@ -48,6 +50,8 @@ pub(super) struct Handshake {
     pub(super) head: RequestHead,
     /// Its key.
     pub(super) key: Option<Key>,
+    /// Its session.
+    pub(super) session: Session,
     /// The address of its client.
     pub(super) client: std::net::IpAddr,
     /// Resolves to the client's stream once it has its 101.
@@ -71,7 +75,8 @@ pub(super) async fn open(
     let began = Instant::now();
     check_origin(route, handshake.head.headers())?;
     let live = Live::of(route).ok_or(Refused::RouteFull)?;
-    let target = Target::new(&route.pool, handshake.key.as_ref())?;
+    let opens_session = matches!(handshake.session, Session::Opens);
+    let target = Target::new(&route.pool, handshake.key.as_ref(), handshake.session)?;
     let entry = context.table.enter(Facts {
         route: Arc::clone(&route.name),
         pool: Arc::clone(&route.pool_name),
@@ -95,8 +100,9 @@ pub(super) async fn open(
         upstream,
         entry,
         live,
-        placement: opening.target.into_place(),
+        place: opening.target.into_place(),
         accepted: handshake.accepted,
+        opens_session,
     };
     context.tasks.spawn(tunnel.run(handshake.upgrade));
     Ok(answer)
@@ -114,10 +120,18 @@ fn check_origin(route: &Route, headers: &HeaderMap) -> Result<(), Refused> {
 enum Target {
     Placed(Placement),
     Anywhere(Choice),
+    /// Where its session is, with the place of its key if that is there too. A key that lives
+    /// elsewhere is no reason to leave the session.
+    Session(Visit, Option<Box<Placement>>),
 }
 
 impl Target {
-    fn new(pool: &Arc<Pool>, key: Option<&Key>) -> Result<Self, Refused> {
+    fn new(pool: &Arc<Pool>, key: Option<&Key>, session: Session) -> Result<Self, Refused> {
+        if let Session::Of(visit) = session {
+            let place = key.and_then(|key| pool.place(key.as_str()).ok());
+            let place = place.filter(|place| Arc::ptr_eq(place.backend(), visit.backend()));
+            return Ok(Self::Session(visit, place.map(Box::new)));
+        }
         Ok(match key {
             Some(key) if pool.places_keys() => Self::Placed(pool.place(key.as_str())?),
             _ => Self::Anywhere(pool.any_for_connection()?),
@@ -126,6 +140,7 @@ impl Target {
 
     fn key(&self) -> Option<Arc<str>> {
         match self {
+            Self::Session(_, place) => Some(Arc::clone(place.as_ref()?.key())),
             Self::Placed(placement) => Some(Arc::clone(placement.key())),
             Self::Anywhere(_) => None,
         }
@@ -135,6 +150,7 @@ impl Target {
         match self {
             Self::Placed(placement) => placement.backend(),
             Self::Anywhere(choice) => choice.backend(),
+            Self::Session(visit, _) => visit.backend(),
         }
     }
 
@@ -143,14 +159,19 @@ impl Target {
         match self {
             Self::Placed(placement) => placement.slot(),
             Self::Anywhere(choice) => choice.slot(),
+            // Its session is there, full or not.
+            Self::Session(visit, _) => visit.backend().slot(0),
         }
     }
 
     /// What is held for as long as the connection lives.
-    fn into_place(self) -> Option<Placement> {
+    fn into_place(self) -> Place {
         match self {
-            Self::Placed(placement) => Some(placement),
-            Self::Anywhere(_) => None,
+            Self::Placed(placement) => Place { key: Some(placement), session: None },
+            Self::Anywhere(_) => Place::default(),
+            Self::Session(visit, place) => {
+                Place { key: place.map(|place| *place), session: Some(Box::new(visit)) }
+            }
         }
     }
 
@@ -158,6 +179,7 @@ impl Target {
         match self {
             Self::Placed(placement) => placement.go_on(),
             Self::Anywhere(choice) => choice.go_on(),
+            Self::Session(..) => Err(Stay::Live),
         }
     }
 
@@ -169,6 +191,14 @@ impl Target {
                 Err(Moved::Elsewhere)
             }
             Self::Anywhere(_) => Ok(()),
+            Self::Session(visit, _) if visit.backend().is_lost() => Err(Moved::Nowhere),
+            Self::Session(_, place) => {
+                // Where the key has moved meanwhile the session has not.
+                if place.as_mut().is_some_and(|place| place.establish().is_err()) {
+                    *place = None;
+                }
+                Ok(())
+            }
         }
     }
 }
@@ -315,8 +345,10 @@ struct Tunnel {
     upstream: Upstream,
     entry: Entry,
     live: Live,
-    placement: Option<Placement>,
+    place: Place,
     accepted: Rc<Accepted>,
+    /// Its first message may open a session.
+    opens_session: bool,
 }
 
 impl Tunnel {
@@ -328,19 +360,26 @@ impl Tunnel {
             // hyper took from the gate what came first.
             Some((stream, [&parts.read_buf[..], &behind].concat()))
         });
-        let Self { context, upstream, entry, live, placement, accepted } = self;
+        let Self { context, upstream, entry, live, place, accepted, opens_session } = self;
         let route = Arc::clone(live.route());
         let Some(client) = client else {
             // Gone before it had its 101.
             return context.shared.metrics.refuse(&route.name, "client_gone");
         };
-        let Upstream { stream, read_ahead, reserved, counted, .. } = upstream;
-        let guards = Guards { live, counted, placement, accepted };
+        let Upstream { backend, stream, read_ahead, reserved, counted } = upstream;
+        let session = OfFirstMessage::default();
+        let first_message = opens_session.then(|| {
+            let (pool, client) = (Arc::clone(&route.pool), entry.connection().facts.client);
+            session.listen(session::Opening { pool, backend, client })
+        });
+        let opened = first_message.is_some().then_some(session);
+        let guards = Guards { live, counted, place, opened, accepted };
         let tasks = context.tasks.clone();
         let relayed = Relayed::begin(context, entry, guards, |entry| {
             let limits = route.relay_limits(reserved);
             let backend = (stream, read_ahead);
             Driver::new(entry, limits, client, backend, Arc::clone(&route.counts), nonce())
+                .telling(first_message)
         });
         tasks.spawn(relayed);
     }

@@ -33,6 +33,7 @@ pub mod health;
 pub mod placement;
 pub mod ring;
 mod select;
+pub mod sessions;
 pub mod spacing;
 mod table;
 pub mod tls;
@@ -56,6 +57,7 @@ use self::balance::Rotation;
 use self::placement::Placements;
 use self::ring::Ring;
 use self::select::Demand;
+use self::sessions::Sessions;
 use self::verdict::{Check, Policy, Transition};
 
 /// No backend of a pool may be given what has come: a 503.
@@ -101,6 +103,7 @@ pub struct Pool {
     backends: Vec<Arc<Backend>>,
     ring: Ring,
     placements: Arc<Placements>,
+    sessions: Arc<Sessions>,
     /// Counts what comes without a place.
     turn: AtomicU64,
     /// Keeps this proxy's chance from being that of another.
@@ -117,7 +120,7 @@ impl Pool {
         let backends = settings.backends.iter();
         let backends = backends.map(|one| Arc::new(Backend::new(one.clone(), policy, now)));
         let backends = backends.collect();
-        Self::assemble(settings, backends, Arc::default(), observer)
+        Self::assemble(settings, backends, Arc::default(), Arc::default(), observer)
     }
 
     /// Builds a pool of other settings that takes over what this one knows.
@@ -138,13 +141,15 @@ impl Pool {
             }
         }
         let (placements, observer) = (Arc::clone(&self.placements), Arc::clone(&self.observer));
-        Self::assemble(settings, backends, placements, observer)
+        let sessions = Arc::clone(&self.sessions);
+        Self::assemble(settings, backends, placements, sessions, observer)
     }
 
     fn assemble(
         settings: PoolSettings,
         backends: Vec<Arc<Backend>>,
         placements: Arc<Placements>,
+        sessions: Arc<Sessions>,
         observer: Observer,
     ) -> Arc<Self> {
         let on_ring =
@@ -155,6 +160,7 @@ impl Pool {
             backends,
             ring,
             placements,
+            sessions,
             turn: AtomicU64::new(0),
             seed: u64::from_ne_bytes(crate::random::bytes()),
             rotation: Mutex::default(),
@@ -305,6 +311,11 @@ impl Pool {
     /// Where a key is placed; `None` also if that backend is lost.
     pub fn find(&self, key: &str) -> Option<PlacedKey> {
         self.placements.find(key)
+    }
+
+    /// The sessions that its backends have issued ids for.
+    pub fn sessions(&self) -> &Arc<Sessions> {
+        &self.sessions
     }
 
     /// All keys that are placed, in no order.

@@ -74,6 +74,11 @@ impl Key {
         }
     }
 
+    /// A number as a key: 32 hexadecimal digits.
+    pub(super) fn of_number(number: u128) -> Self {
+        Self(format!("{number:032x}").into())
+    }
+
     /// The text itself: what the ring hashes, and what JSON and Redis names carry.
     pub fn as_str(&self) -> &str {
         &self.0

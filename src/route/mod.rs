@@ -21,8 +21,10 @@ use std::time::Duration;
 use crate::ws::RelayPolicy;
 
 pub mod key;
+pub mod sticky;
 
 pub use key::{Key, KeyError, KeyFound, KeySource, RequestFacts, find_key};
+pub use sticky::{SameSite, Secure, StickyCookie};
 
 /// Which hosts a route is for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -44,6 +46,15 @@ pub enum PathPattern {
     Prefix(String),
 }
 
+/// Whose session ids are read from answers, and which.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Learn {
+    /// None.
+    Off,
+    /// Those of Engine.IO, the transport of Socket.IO.
+    SocketIo,
+}
+
 /// What the config says of one route.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RouteSettings {
@@ -57,8 +68,13 @@ pub struct RouteSettings {
     pub path: PathPattern,
     /// The name of its pool.
     pub pool: String,
-    /// Where the key is looked for, in this order; empty: connections have no key.
+    /// Where the key is looked for, in this order; empty: connections have no key. The sticky
+    /// cookie is the last.
     pub key: Vec<KeySource>,
+    /// What who has no key is given; `None`: nothing.
+    pub sticky_cookie: Option<StickyCookie>,
+    /// Whose sessions are kept where they began.
+    pub learn: Learn,
     /// Origins that may open a WebSocket; empty: any. Compared without regard to case.
     pub allowed_origins: Vec<String>,
     /// The most live WebSocket connections; 0: no limit.
@@ -245,6 +261,8 @@ mod tests {
             path,
             pool: "p".to_owned(),
             key: Vec::new(),
+            sticky_cookie: None,
+            learn: Learn::Off,
             allowed_origins: Vec::new(),
             max_connections: 0,
             body_timeout: Duration::ZERO,

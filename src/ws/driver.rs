@@ -19,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::clock::{Tick, Ticks};
 use super::close::CloseReason;
+use super::first_message::FirstMessage;
 use super::relay::{Direction, Ending, Relay, RelayLimits, Step};
 use super::table::{Entry, READ_BYTES};
 use crate::listen::Stream;
@@ -147,6 +148,8 @@ pub struct Driver {
     backend: End,
     entry: Option<Entry>,
     counts: Arc<RelayCounts>,
+    /// Wants to know how the backend begins; `None` for most, and soon for all.
+    first_message: Option<Box<FirstMessage>>,
     /// What of the core's counts has been added to `counts`.
     counted: [(u64, u64); 2],
     /// When this connection stands in the schedule.
@@ -178,11 +181,27 @@ impl Driver {
             backend: End::new(backend.0, backend.1),
             entry: Some(entry),
             counts,
+            first_message: None,
             counted: [(0, 0); 2],
             scheduled: None,
             mask: nonce.mask,
             started: false,
             backend_hung_up: false,
+        }
+    }
+
+    /// Has the backend's first message read as it passes.
+    #[must_use]
+    pub fn telling(mut self, first: Option<FirstMessage>) -> Self {
+        self.first_message = first.map(Box::new);
+        self
+    }
+
+    fn tell_first_message(&mut self, bytes: &[u8]) {
+        if let Some(first) = &mut self.first_message
+            && !first.feed(bytes)
+        {
+            self.first_message = None;
         }
     }
 
@@ -295,6 +314,9 @@ impl Driver {
             let messages_wait = entry.connection().has_messages();
             match self.core.step(direction, bytes, messages_wait, now) {
                 Step::Pass(length) => {
+                    if direction == Direction::FromBackend {
+                        self.tell_first_message(&bytes[..length]);
+                    }
                     self.write(direction, context, &bytes[..length]);
                     bytes = &bytes[length..];
                 }

@@ -168,12 +168,12 @@ pub struct FrameTracker {
 }
 
 /// A header as it stands on the wire.
-struct Header {
-    fin: bool,
-    reserved: u8,
-    opcode: u8,
-    payload_bytes: u64,
-    header_bytes: usize,
+pub(super) struct Header {
+    pub(super) fin: bool,
+    pub(super) reserved: u8,
+    pub(super) opcode: u8,
+    pub(super) payload_bytes: u64,
+    pub(super) header_bytes: usize,
     mask: [u8; 4],
 }
 
@@ -367,7 +367,7 @@ fn whole_control(kind: ControlKind, header: &Header, available: usize) -> Scan {
 }
 
 /// The header at the beginning of `bytes`; `None` if it is cut short (RFC 6455 section 5.2).
-fn parse_header(bytes: &[u8]) -> Result<Option<Header>, FrameError> {
+pub(super) fn parse_header(bytes: &[u8]) -> Result<Option<Header>, FrameError> {
     let [first, second, rest @ ..] = bytes else { return Ok(None) };
     let (payload_bytes, length_bytes) = match second & 0x7f {
         126 => {

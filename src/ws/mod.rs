@@ -6,6 +6,7 @@ pub mod clock;
 pub mod close;
 pub mod connection;
 pub mod driver;
+pub mod first_message;
 pub mod frame;
 pub mod handshake;
 pub mod pace;

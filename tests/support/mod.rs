@@ -10,7 +10,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -46,18 +46,34 @@ pub fn within<T>(limit: Duration, what: &str, mut condition: impl FnMut() -> Opt
 pub struct Process {
     name: String,
     child: Child,
+    input: Option<ChildStdin>,
     output: Arc<Mutex<String>>,
 }
 
 impl Process {
     pub fn start(name: &str, command: &mut Command) -> Self {
-        let spawned = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self::start_hearing(name, command, Stdio::null())
+    }
+
+    /// One that takes [`lines`](Self::say).
+    pub fn start_listening(name: &str, command: &mut Command) -> Self {
+        Self::start_hearing(name, command, Stdio::piped())
+    }
+
+    fn start_hearing(name: &str, command: &mut Command, input: Stdio) -> Self {
+        let spawned = command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = spawned.spawn().unwrap_or_else(|error| panic!("{name}: {error}"));
         let output = Arc::new(Mutex::new(String::new()));
         let (stdout, stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
         collect(stdout, Arc::clone(&output));
         collect(stderr, Arc::clone(&output));
-        Self { name: name.to_owned(), child, output }
+        let input = child.stdin.take();
+        Self { name: name.to_owned(), child, input, output }
+    }
+
+    /// Writes a line to its standard input.
+    pub fn say(&mut self, line: &str) {
+        writeln!(self.input.as_mut().unwrap(), "{line}").unwrap();
     }
 
     pub fn output(&self) -> String {
@@ -331,6 +347,70 @@ impl NodeServer {
         let port: u16 = process
             .wait_for("listening", |line| line.split_once("listening on ")?.1.trim().parse().ok());
         Self { process, address: SocketAddr::from(([127, 0, 0, 1], port)) }
+    }
+}
+
+/// A running `redis-server` that keeps nothing.
+pub struct RedisServer {
+    pub process: Process,
+    pub port: u16,
+}
+
+impl RedisServer {
+    pub fn start() -> Self {
+        // It can't take a free port by itself; another may be quicker to take the one found here.
+        for _ in 0..10 {
+            let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let port = free.local_addr().unwrap().port();
+            drop(free);
+            let mut command = Command::new("redis-server");
+            command.args(["--bind", "127.0.0.1", "--port", &port.to_string()]);
+            command.args(["--save", "", "--appendonly", "no"]);
+            let mut process = Process::start("redis-server", &mut command);
+            let serves = eventually("redis-server serves or ends", || {
+                if process.output().contains("Ready to accept connections") {
+                    return Some(true);
+                }
+                process.has_exited().then_some(false)
+            });
+            if serves {
+                return Self { process, port };
+            }
+        }
+        panic!("no port for redis-server");
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+}
+
+/// A running `backend-demo/node/app.js`.
+pub struct ChatServer {
+    pub process: Process,
+    pub address: SocketAddr,
+}
+
+impl ChatServer {
+    /// At a free port where that is 0.
+    pub fn start(instance: &str, port: u16, redis: &RedisServer) -> Self {
+        let folder = root().join("backend-demo/node");
+        let installed = folder.join("node_modules/socket.io").exists();
+        assert!(installed, "run scripts/test once: it installs socket.io");
+        let mut command = Command::new("node");
+        command.current_dir(folder).arg("app.js").env("PORT", port.to_string());
+        command.env("INSTANCE", instance).env("REDIS_URL", redis.url());
+        let mut process = Process::start(instance, &mut command);
+        let port: u16 = process
+            .wait_for("listening", |line| line.split_once("listening on ")?.1.trim().parse().ok());
+        Self { process, address: SocketAddr::from(([127, 0, 0, 1], port)) }
+    }
+
+    /// The requests that it has refused, by what it said.
+    #[track_caller]
+    pub fn errors(&self) -> serde_json::Value {
+        let stats = http::get(self.address, "/stats").body;
+        serde_json::from_slice::<serde_json::Value>(&stats).unwrap()["errors"].clone()
     }
 }
 

@@ -11,6 +11,8 @@ use super::http::read_head;
 use super::scripted::switching;
 use super::ws::{CLOSE, TEXT, read_frame, unmasked};
 
+/// Opens Engine.IO sessions, as far as a proxy can see: the id of each begins with its own and a dash.
+///
 /// Answers `/health` with 200 or 503, opens every WebSocket, greets with its id and echoes, and
 /// answers anything else with its id.
 pub struct Named {
@@ -27,6 +29,7 @@ struct Shared {
     delay_millis: AtomicU64,
     handshakes: AtomicUsize,
     checks: AtomicUsize,
+    sessions: AtomicUsize,
 }
 
 impl Named {
@@ -40,6 +43,7 @@ impl Named {
             delay_millis: AtomicU64::new(0),
             handshakes: AtomicUsize::new(0),
             checks: AtomicUsize::new(0),
+            sessions: AtomicUsize::new(0),
         });
         let accepting = Mutex::new(Some(accept(listener, Arc::clone(&state))));
         Self { id, address, state, accepting }
@@ -118,7 +122,7 @@ fn serve(stream: &TcpStream, state: &Shared) {
         let head = read_head(stream).to_ascii_lowercase();
         if head.contains("upgrade: websocket") {
             state.handshakes.fetch_add(1, Ordering::SeqCst);
-            echo(stream, state);
+            echo(stream, state, &head);
         } else {
             answer(stream, state, &head);
         }
@@ -131,17 +135,32 @@ fn answer(mut stream: &TcpStream, state: &Shared, head: &str) {
     state.checks.fetch_add(usize::from(is_check), Ordering::SeqCst);
     let well = !is_check || state.healthy.load(Ordering::SeqCst);
     let status = if well { "200 OK" } else { "503 Service Unavailable" };
-    let (id, length) = (state.id, state.id.len());
-    let answer =
-        format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{id}");
+    let body = greeting(state, head);
+    let length = body.len();
+    let answer = format!(
+        "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nSet-Cookie: own=1\r\nConnection: close\r\n\r\n{body}"
+    );
     // Who asked may have gone.
     let _ = stream.write_all(answer.as_bytes());
 }
 
-fn echo(mut stream: &TcpStream, state: &Shared) {
+/// Its id, or where a session is asked for, the packet that opens one.
+fn greeting(state: &Shared, head: &str) -> String {
+    let target = head.lines().next().unwrap_or_default();
+    if !target.contains("eio=4") || target.contains("sid=") {
+        return state.id.to_owned();
+    }
+    let number = state.sessions.fetch_add(1, Ordering::SeqCst);
+    let id = state.id;
+    format!(
+        r#"0{{"sid":"{id}-{number}","upgrades":["websocket"],"pingInterval":25000,"pingTimeout":20000}}"#
+    )
+}
+
+fn echo(mut stream: &TcpStream, state: &Shared, head: &str) {
     use std::io::Write;
     std::thread::sleep(Duration::from_millis(state.delay_millis.load(Ordering::SeqCst)));
-    let greeting = [switching("").as_bytes(), &unmasked(TEXT, state.id)].concat();
+    let greeting = [switching("").as_bytes(), &unmasked(TEXT, greeting(state, head))].concat();
     if stream.write_all(&greeting).is_err() {
         return;
     }

@@ -28,6 +28,7 @@ mod names;
 mod pool;
 mod route;
 mod server;
+mod sticky;
 mod tls;
 
 /// Resolves a whole file. What it gives is a config to be used only if nothing was noted.
@@ -43,12 +44,13 @@ pub(super) fn resolve(
     let files = tls::Files { folder, environment };
     let listeners = listeners(&mut root, files, problems);
     let routes = routes(&mut root, problems);
-    let (pools, pool_names) = pools(&mut root, files, problems);
+    let (pools, pool_names, without_ring) = pools(&mut root, files, problems);
     root.finish(problems);
 
     addresses_once(admin.as_ref(), &listeners, problems);
     listener_names_once(&listeners, problems);
     routes_name_what_exists(&routes, &listeners, &pool_names, problems);
+    cookies_need_a_ring(&routes, &without_ring, problems);
     no_route_ties_with_another(&routes, problems);
     Config {
         server,
@@ -86,12 +88,35 @@ fn pools<'t>(
     root: &mut Cursor<'t>,
     files: tls::Files<'_>,
     problems: &mut Problems,
-) -> (Vec<crate::pool::PoolSettings>, Vec<&'t str>) {
+) -> (Vec<crate::pool::PoolSettings>, Vec<&'t str>, Vec<&'t str>) {
     let mut table = root.table("pool", "pools", "pool.", problems);
     let named = table.named_tables("pool", "write [pool.NAME]", problems);
     let names = named.iter().map(|(name, _)| name.value).collect();
+    let without_ring = named.iter().filter(|(_, table)| {
+        table.peek("balance").is_some_and(|balance| WITHOUT_RING.contains(&balance))
+    });
+    let without_ring = without_ring.map(|(name, _)| name.value).collect();
     let pools = named.into_iter().map(|(name, table)| pool::resolve(&name, table, files, problems));
-    (pools.collect(), names)
+    (pools.collect(), names, without_ring)
+}
+
+/// The ways to balance that do not place keys.
+const WITHOUT_RING: [&str; 3] = ["least_connections", "round_robin", "random_two"];
+
+/// A cookie is a key, and where keys are not placed it has no effect.
+fn cookies_need_a_ring(routes: &[route::Resolved], without_ring: &[&str], problems: &mut Problems) {
+    for route in routes {
+        let (Some(cookie), Some(pool)) = (&route.sticky_cookie, &route.pool) else { continue };
+        if without_ring.contains(&pool.value.as_str()) {
+            let message = format!(
+                "{}: sticky_cookie has no effect in the pool {}, which places no keys; write balance = \
+                 \"consistent_hash\" there, or leave the cookie out",
+                route.place,
+                quoted(&pool.value)
+            );
+            problems.at(cookie.clone(), message);
+        }
+    }
 }
 
 fn addresses_once(

@@ -5,16 +5,16 @@
 //! is never used.
 
 use std::net::Ipv6Addr;
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::time::Duration;
 
 use super::limits::{count_or_zero, duration_or_zero, size, time_out};
-use super::names;
+use super::{names, sticky};
 use crate::config::problems::Problems;
 use crate::config::raw::{Cursor, Located};
 use crate::config::unsupported::NOT_SUPPORTED;
 use crate::config::value::quoted;
-use crate::route::{HostPattern, KeySource, PathPattern, RouteSettings};
+use crate::route::{HostPattern, KeySource, Learn, PathPattern, RouteSettings};
 use crate::ws::RelayPolicy;
 
 /// Payload of one message: RFC 6455 section 5.2 allows for 63 bits.
@@ -27,6 +27,8 @@ pub(super) struct Resolved {
     pub(super) name: Option<Located<String>>,
     pub(super) listener: Option<Located<String>>,
     pub(super) pool: Option<Located<String>>,
+    /// Where its sticky cookie stands, if it has one.
+    pub(super) sticky_cookie: Option<Range<usize>>,
     /// What it matches, at the place of its path: host, path, listener.
     pub(super) matches: Option<Located<(HostPattern, PathPattern, Option<String>)>>,
     /// `None` where something that it can't be without is missing or wrong.
@@ -52,7 +54,19 @@ pub(super) fn resolve(mut table: Cursor<'_>, index: usize, problems: &mut Proble
             Located { value: (host, pattern, listener), span: path.span.clone() }
         });
     let name = if has_name { name } else { path };
-    let key = keys(&mut table, problems);
+    let mut key = keys(&mut table, problems);
+    let cookie_span = table.span_of("sticky_cookie");
+    let sticky_cookie = sticky::cookie(&mut table, problems);
+    if let Some(cookie) = &sticky_cookie {
+        if key.contains(&KeySource::ClientIp) {
+            let span = cookie_span.clone().unwrap_or_else(|| table.span());
+            let what = "is never needed beside the key client_ip, which every request has; leave one of them out";
+            table.note(problems, span, "sticky_cookie", what);
+        }
+        key.push(KeySource::Cookie(cookie.name.clone()));
+    }
+    let known = [("off", Learn::Off), ("socketio", Learn::SocketIo)];
+    let learn = super::choice(&mut table, "learn", &known, Learn::Off, problems);
     let allowed_origins = origins(&mut table, problems);
     super::choice(&mut table, "on_backend_loss", &[("close", ())], (), problems);
     let max_connections = count_or_zero(&mut table, "max_connections", problems);
@@ -68,6 +82,8 @@ pub(super) fn resolve(mut table: Cursor<'_>, index: usize, problems: &mut Proble
             path: pattern?,
             pool: pool.as_ref()?.value.clone(),
             key,
+            sticky_cookie,
+            learn,
             allowed_origins,
             max_connections,
             body_timeout,
@@ -75,7 +91,8 @@ pub(super) fn resolve(mut table: Cursor<'_>, index: usize, problems: &mut Proble
             relay,
         })
     })();
-    Resolved { place, name, listener, pool, matches, settings }
+    let sticky_cookie = cookie_span;
+    Resolved { place, name, listener, pool, sticky_cookie, matches, settings }
 }
 
 /// `None` where it was found wrong.
@@ -205,7 +222,7 @@ fn header(name: &str) -> Result<KeySource, String> {
 }
 
 /// Names of cookies are tokens (RFC 6265 section 4.1.1, RFC 9110 section 5.6.2).
-fn is_token(name: &str) -> bool {
+pub(super) fn is_token(name: &str) -> bool {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     !name.is_empty() && name.bytes().all(fits)
 }

@@ -1,0 +1,213 @@
+//! What the proxy reads of Engine.IO, the transport below Socket.IO: whose session a request is,
+//! and which session an answer opens.
+//!
+//! A client begins without a session id. The server's first packet names one, `0` and JSON (Engine.IO
+//! protocol, "Handshake"): over long polling it is the body of the first answer, over a WebSocket
+//! without an id it is the first message. Every later request has it as `sid` in its query, and only
+//! the process that issued it knows it.
+//!
+//! An answer is read as it passes, at most [`MOST_READ`] bytes of it: what is no such packet by then
+//! is none, and the session is simply not learnt. Ids are bounded in length and alphabet, because
+//! they are kept.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+/// How much of an answer is read.
+pub(crate) const MOST_READ: usize = 1024;
+/// The longest session id; the servers at hand make 20 characters.
+const LONGEST_ID: usize = 64;
+/// The longest that a session may be silent, whatever its server says.
+const LONGEST_LIFE: Duration = Duration::from_secs(24 * 3600);
+/// Between the packets of one body (protocol 4).
+const RECORD_SEPARATOR: u8 = 0x1e;
+
+/// A request of Engine.IO.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Request<'a> {
+    /// One that begins a session.
+    Opens,
+    /// One of this session.
+    Of(&'a str),
+}
+
+impl<'a> Request<'a> {
+    /// Reads a query as sent; `None` where it is none of Engine.IO's. An id that can't be one is
+    /// nobody's, and a server will say so.
+    pub(super) fn of(query: Option<&'a str>) -> Option<Self> {
+        let (mut is_engine_io, mut has_transport, mut id) = (false, false, None);
+        for (name, value) in query?.split('&').filter_map(|pair| pair.split_once('=')) {
+            match name {
+                "EIO" => is_engine_io = true,
+                "transport" => has_transport = matches!(value, "polling" | "websocket"),
+                "sid" if id.is_none() => id = Some(value),
+                _ => {}
+            }
+        }
+        if !is_engine_io || !has_transport {
+            return None;
+        }
+        match id {
+            None => Some(Self::Opens),
+            Some(id) => is_session_id(id).then_some(Self::Of(id)),
+        }
+    }
+}
+
+/// A session that a server has opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Opened {
+    /// Its id: 1 to 64 of `[A-Za-z0-9_-]`.
+    pub(super) id: String,
+    /// How long it may be silent: the server's interval of pings and its patience with them.
+    pub(super) life: Duration,
+}
+
+/// The open packet, as far as it matters here.
+#[derive(Deserialize)]
+struct OpenPacket<'a> {
+    sid: &'a str,
+    #[serde(rename = "pingInterval")]
+    ping_interval_millis: u64,
+    #[serde(rename = "pingTimeout")]
+    ping_timeout_millis: u64,
+}
+
+/// Finds the open packet in the beginning of a body, or in a message.
+///
+/// It need not be whole: what is cut off in the middle of the packet is not found yet. Protocol 3
+/// writes the length of each packet and a colon before it.
+pub(super) fn opened(text: &[u8]) -> Option<Opened> {
+    text.split(|&byte| byte == RECORD_SEPARATOR).find_map(|packet| {
+        let digits = packet.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        let packet = match packet.get(digits) {
+            Some(b':') => &packet[digits + 1..],
+            _ => packet,
+        };
+        let json = packet.strip_prefix(b"0").filter(|json| json.first() == Some(&b'{'))?;
+        let mut values = serde_json::Deserializer::from_slice(json).into_iter::<OpenPacket<'_>>();
+        let packet = values.next()?.ok()?;
+        let millis = packet.ping_interval_millis.saturating_add(packet.ping_timeout_millis);
+        let life = Duration::from_millis(millis).min(LONGEST_LIFE);
+        is_session_id(packet.sid).then(|| Opened { id: packet.sid.to_owned(), life })
+    })
+}
+
+fn is_session_id(text: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    (1..=LONGEST_ID).contains(&text.len()) && text.bytes().all(fits)
+}
+
+/// Reads the beginning of a body that comes in pieces.
+#[derive(Debug, Default)]
+pub(super) struct BodyStart {
+    /// At most [`MOST_READ`] bytes.
+    read: Vec<u8>,
+}
+
+impl BodyStart {
+    /// Takes the next piece, and tells once of the session that the body opens.
+    pub(super) fn feed(&mut self, piece: &[u8]) -> Option<Opened> {
+        let room = MOST_READ - self.read.len();
+        if room == 0 || piece.is_empty() {
+            return None;
+        }
+        self.read.extend_from_slice(&piece[..piece.len().min(room)]);
+        opened(&self.read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const OPEN: &str = r#"0{"sid":"lv_VI97HAXpY6yYWAAAC","upgrades":["websocket"],"pingInterval":25000,"pingTimeout":20000,"maxPayload":1000000}"#;
+
+    fn session() -> Opened {
+        Opened { id: "lv_VI97HAXpY6yYWAAAC".to_owned(), life: Duration::from_secs(45) }
+    }
+
+    #[test]
+    fn a_request_opens_a_session_or_is_of_one() {
+        let of = |query| Request::of(Some(query));
+        assert_eq!(of("EIO=4&transport=polling"), Some(Request::Opens));
+        assert_eq!(of("t=x&transport=websocket&EIO=4"), Some(Request::Opens));
+        assert_eq!(of("EIO=4&transport=polling&sid=a_B-9"), Some(Request::Of("a_B-9")));
+        assert_eq!(of("EIO=4&transport=websocket&sid=a&sid=b"), Some(Request::Of("a")));
+        for other in ["", "EIO=4", "transport=polling", "sid=a", "EIO=4&transport=x", "room=a"] {
+            assert_eq!(of(other), None, "{other}");
+        }
+        for no_id in ["", "a b", "%61", "a.b", &"a".repeat(65)] {
+            let query = format!("EIO=4&transport=polling&sid={no_id}");
+            assert_eq!(Request::of(Some(&query)), None, "{no_id}");
+        }
+        assert_eq!(Request::of(None), None);
+    }
+
+    #[test]
+    fn the_open_packet_is_found_alone_and_among_others() {
+        assert_eq!(opened(OPEN.as_bytes()), Some(session()));
+        for body in [format!("{OPEN}\x1e40{{}}"), format!("2\x1e{OPEN}"), format!("118:{OPEN}2:40")]
+        {
+            assert_eq!(opened(body.as_bytes()), Some(session()), "{body}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_open_packet_opens_nothing() {
+        let long = format!(r#"0{{"sid":"{}","pingInterval":1,"pingTimeout":1}}"#, "a".repeat(65));
+        for text in [
+            "",
+            "0",
+            "4hello",
+            "40{\"sid\":\"of-a-namespace\"}",
+            r#"0{"sid":"a"}"#,
+            r#"0{"sid":"a b","pingInterval":1,"pingTimeout":1}"#,
+            r#"0{"sid":"","pingInterval":1,"pingTimeout":1}"#,
+            r#"0{"sid":"a","pingInterval":-1,"pingTimeout":1}"#,
+            r#"4{"sid":"a","pingInterval":1,"pingTimeout":1}"#,
+            &long,
+        ] {
+            assert_eq!(opened(text.as_bytes()), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn no_server_can_have_a_session_kept_for_ever() {
+        let text = format!(r#"0{{"sid":"a","pingInterval":{},"pingTimeout":9}}"#, u64::MAX);
+        assert_eq!(opened(text.as_bytes()).unwrap().life, LONGEST_LIFE);
+    }
+
+    #[test]
+    fn every_cut_of_the_same_body_tells_once() {
+        let body = format!("{OPEN}\x1e40");
+        for cut in 0..=body.len() {
+            let mut start = BodyStart::default();
+            let (first, second) = body.as_bytes().split_at(cut);
+            let found: Vec<_> =
+                [start.feed(first), start.feed(second)].into_iter().flatten().collect();
+            assert_eq!(found.first(), Some(&session()), "cut at {cut}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_and_bounded(pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..700), 0..6)) {
+            let mut start = BodyStart::default();
+            for piece in &pieces {
+                if let Some(opened) = start.feed(piece) {
+                    prop_assert!(is_session_id(&opened.id));
+                }
+                prop_assert!(start.read.len() <= MOST_READ);
+            }
+        }
+
+        #[test]
+        fn any_query_is_read(query in ".{0,80}") {
+            Request::of(Some(&query));
+        }
+    }
+}

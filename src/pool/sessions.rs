@@ -1,0 +1,354 @@
+//! Sessions that backends have issued ids for, and which backend it was.
+//!
+//! A long-polling client is many requests that only their session id holds together, and only the
+//! process that issued the id knows it. So the proxy remembers who did, as long as the session lives:
+//! its `life` after the end of its last [`Visit`], be that a request or a WebSocket.
+//!
+//! The table is one per pool, for all workers, and outlives the reload of its pool. It is bounded: a
+//! client address has at most [`MOST_OF_ONE_CLIENT`] sessions, of which the oldest is forgotten first.
+//! No session has a timer. Each stands in `due` once, at the moment at which it could be over at the
+//! earliest; every call takes a few of those that have come, and puts back who was seen since. So a
+//! request costs a look-up, and a quiet table keeps what it has until somebody comes.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::Backend;
+
+/// The most sessions that are kept of one client address.
+pub const MOST_OF_ONE_CLIENT: usize = 10_000;
+/// How many sessions a call looks at whose moment has come.
+const LOOKED_AT: usize = 16;
+
+/// When a session was learnt, in the order of all of its table.
+type Serial = u64;
+
+/// The sessions of one pool, shared by all workers.
+#[derive(Default)]
+pub struct Sessions {
+    table: Mutex<Table<Arc<Backend>>>,
+}
+
+impl Sessions {
+    /// Remembers that `backend` has issued `id` to a client, and holds the session while it is
+    /// being opened. An id that was known is of this backend now.
+    ///
+    /// `id` is kept: its length is the caller's to bound.
+    pub fn learn(
+        self: &Arc<Self>,
+        id: &str,
+        backend: &Arc<Backend>,
+        client: IpAddr,
+        life: Duration,
+    ) -> Visit {
+        let id: Arc<str> = id.into();
+        let now = Instant::now();
+        let serial = self.lock().learn(&id, Arc::clone(backend), client, life, now);
+        Visit { sessions: Arc::clone(self), id, serial, backend: Arc::clone(backend) }
+    }
+
+    /// Finds the backend of a session, which lives at least as long as what is returned. `None`:
+    /// nobody here has learnt it, or it is over.
+    pub fn visit(self: &Arc<Self>, id: &str) -> Option<Visit> {
+        let (id, serial, backend) = self.lock().enter(id, Instant::now())?;
+        Some(Visit { sessions: Arc::clone(self), id, serial, backend })
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.lock().sessions.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table<Arc<Backend>>> {
+        // Nothing in the table can panic between two halves of a change.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Sessions {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Sessions").field("len", &self.len()).finish()
+    }
+}
+
+/// A request or a WebSocket of a session, which lives as long as this does and its life after.
+pub struct Visit {
+    sessions: Arc<Sessions>,
+    id: Arc<str>,
+    serial: Serial,
+    backend: Arc<Backend>,
+}
+
+impl Visit {
+    /// The backend that issued the session's id.
+    pub fn backend(&self) -> &Arc<Backend> {
+        &self.backend
+    }
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        self.sessions.lock().leave(&self.id, self.serial, Instant::now());
+    }
+}
+
+impl fmt::Debug for Visit {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Visit").field("backend", &self.backend).finish_non_exhaustive()
+    }
+}
+
+/// One session.
+#[derive(Debug)]
+struct Session<B> {
+    serial: Serial,
+    backend: B,
+    client: IpAddr,
+    life: Duration,
+    /// Requests and WebSockets that are under way.
+    visits: usize,
+    /// When the last of them began or ended.
+    seen: Instant,
+    /// Where it stands in `due`; never later than `seen + life`.
+    due: Instant,
+}
+
+impl<B> Session<B> {
+    fn is_over(&self, now: Instant) -> bool {
+        self.visits == 0 && now.saturating_duration_since(self.seen) >= self.life
+    }
+}
+
+/// What is decided about sessions: pure.
+#[derive(Debug)]
+struct Table<B> {
+    sessions: HashMap<Arc<str>, Session<B>>,
+    /// The same sessions by the moment at which they could be over.
+    due: BTreeMap<(Instant, Serial), Arc<str>>,
+    /// The same sessions by client, the oldest first.
+    clients: HashMap<IpAddr, BTreeMap<Serial, Arc<str>>>,
+    next: Serial,
+}
+
+impl<B> Default for Table<B> {
+    fn default() -> Self {
+        Self { sessions: HashMap::new(), due: BTreeMap::new(), clients: HashMap::new(), next: 0 }
+    }
+}
+
+impl<B: Clone> Table<B> {
+    /// Enters a session, with its first visit.
+    fn learn(
+        &mut self,
+        id: &Arc<str>,
+        backend: B,
+        client: IpAddr,
+        life: Duration,
+        now: Instant,
+    ) -> Serial {
+        self.forget_those_over(now);
+        self.forget(id);
+        let oldest = self.clients.get(&client).filter(|all| all.len() >= MOST_OF_ONE_CLIENT);
+        if let Some(oldest) = oldest.and_then(|all| all.values().next().cloned()) {
+            self.forget(&oldest);
+        }
+        let serial = self.next;
+        self.next += 1;
+        let due = now + life;
+        let session = Session { serial, backend, client, life, visits: 1, seen: now, due };
+        self.due.insert((due, serial), Arc::clone(id));
+        self.clients.entry(client).or_default().insert(serial, Arc::clone(id));
+        self.sessions.insert(Arc::clone(id), session);
+        serial
+    }
+
+    fn enter(&mut self, id: &str, now: Instant) -> Option<(Arc<str>, Serial, B)> {
+        self.forget_those_over(now);
+        if self.sessions.get(id)?.is_over(now) {
+            self.forget(id);
+            return None;
+        }
+        let (key, _) = self.sessions.get_key_value(id)?;
+        let key = Arc::clone(key);
+        let session = self.sessions.get_mut(id)?;
+        session.visits += 1;
+        session.seen = now;
+        Some((key, session.serial, session.backend.clone()))
+    }
+
+    fn leave(&mut self, id: &str, serial: Serial, now: Instant) {
+        // It may have been forgotten meanwhile, and its id learnt anew.
+        let same = self.sessions.get_mut(id).filter(|session| session.serial == serial);
+        if let Some(session) = same {
+            session.visits -= 1;
+            session.seen = now;
+        }
+        self.forget_those_over(now);
+    }
+
+    fn forget_those_over(&mut self, now: Instant) {
+        for _ in 0..LOOKED_AT {
+            let Some(first) = self.due.first_entry().filter(|first| first.key().0 <= now) else {
+                return;
+            };
+            let ((_, serial), id) = first.remove_entry();
+            let Some(session) = self.sessions.get_mut(&id) else { continue };
+            if session.is_over(now) {
+                self.forget(&id);
+                continue;
+            }
+            let seen = if session.visits > 0 { now } else { session.seen };
+            session.due = seen + session.life.max(Duration::from_millis(1));
+            self.due.insert((session.due, serial), id);
+        }
+    }
+
+    fn forget(&mut self, id: &str) {
+        let Some(session) = self.sessions.remove(id) else { return };
+        self.due.remove(&(session.due, session.serial));
+        if let Some(all) = self.clients.get_mut(&session.client) {
+            all.remove(&session.serial);
+            if all.is_empty() {
+                self.clients.remove(&session.client);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use proptest::prelude::*;
+
+    use super::super::tests::pool;
+    use super::*;
+
+    const LIFE: Duration = Duration::from_secs(45);
+    const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+    fn learn(table: &mut Table<u8>, id: &str, backend: u8, now: Instant) -> Serial {
+        let id: Arc<str> = id.into();
+        let serial = table.learn(&id, backend, CLIENT, LIFE, now);
+        table.leave(&id, serial, now);
+        serial
+    }
+
+    fn find(table: &mut Table<u8>, id: &str, now: Instant) -> Option<u8> {
+        let (id, serial, backend) = table.enter(id, now)?;
+        table.leave(&id, serial, now);
+        Some(backend)
+    }
+
+    fn seconds(count: u64) -> Duration {
+        Duration::from_secs(count)
+    }
+
+    #[test]
+    fn a_session_lives_so_long_after_its_last_request() {
+        let (mut table, start) = (Table::default(), Instant::now());
+        learn(&mut table, "s", 7, start);
+        assert_eq!(find(&mut table, "s", start + seconds(44)), Some(7));
+        assert_eq!(find(&mut table, "s", start + seconds(88)), Some(7));
+        assert_eq!(find(&mut table, "s", start + seconds(133)), None);
+        assert!(table.sessions.is_empty() && table.due.is_empty() && table.clients.is_empty());
+        assert_eq!(find(&mut table, "other", start), None);
+    }
+
+    #[test]
+    fn a_session_lives_while_its_websocket_lives() {
+        let (mut table, start) = (Table::default(), Instant::now());
+        learn(&mut table, "s", 7, start);
+        let (id, serial, _) = table.enter("s", start).unwrap();
+        learn(&mut table, "another", 1, start + seconds(1000));
+        assert_eq!(find(&mut table, "s", start + seconds(1000)), Some(7));
+        table.leave(&id, serial, start + seconds(2000));
+        assert_eq!(find(&mut table, "s", start + seconds(2044)), Some(7));
+        assert_eq!(find(&mut table, "s", start + seconds(2089)), None);
+    }
+
+    #[test]
+    fn what_is_over_goes_without_being_asked_for() {
+        let (mut table, start) = (Table::default(), Instant::now());
+        for number in 0..100 {
+            learn(&mut table, &format!("s{number}"), 1, start);
+        }
+        for _ in 0..10 {
+            find(&mut table, "nobody", start + LIFE);
+        }
+        assert!(table.sessions.is_empty() && table.due.is_empty() && table.clients.is_empty());
+    }
+
+    #[test]
+    fn of_one_client_the_oldest_is_forgotten() {
+        let (mut table, start) = (Table::default(), Instant::now());
+        let other = IpAddr::V4(Ipv4Addr::BROADCAST);
+        table.learn(&"other".into(), 2, other, LIFE, start);
+        for number in 0..=MOST_OF_ONE_CLIENT {
+            learn(&mut table, &format!("s{number}"), 1, start);
+        }
+        assert_eq!(table.sessions.len(), MOST_OF_ONE_CLIENT + 1);
+        assert_eq!(table.due.len(), MOST_OF_ONE_CLIENT + 1);
+        assert_eq!(find(&mut table, "s0", start), None);
+        assert_eq!(find(&mut table, "s1", start), Some(1));
+        assert_eq!(find(&mut table, "other", start), Some(2));
+    }
+
+    #[test]
+    fn a_visit_of_a_forgotten_session_ends_without_harm() {
+        let (mut table, start) = (Table::default(), Instant::now());
+        learn(&mut table, "s", 1, start);
+        let (id, serial, _) = table.enter("s", start).unwrap();
+        learn(&mut table, "s", 2, start);
+        table.leave(&id, serial, start);
+        assert_eq!(table.sessions["s"].visits, 0);
+        assert_eq!(find(&mut table, "s", start), Some(2));
+    }
+
+    #[test]
+    fn a_rebuilt_pool_knows_the_sessions() {
+        let old = pool(&["a", "b"]);
+        let b = old.backend("b").unwrap();
+        drop(old.sessions().learn("s", b, CLIENT, LIFE));
+        let new = old.rebuild(old.settings().clone());
+        assert!(Arc::ptr_eq(new.sessions().visit("s").unwrap().backend(), b));
+        assert_eq!(new.sessions().len(), 1);
+    }
+
+    proptest! {
+        /// However requests, WebSockets and time come, the three views agree.
+        #[test]
+        fn the_views_of_the_table_agree(steps in prop::collection::vec((0_u8..4, 0_u8..5, 0_u64..30), 0..200)) {
+            let (mut table, mut now) = (Table::default(), Instant::now());
+            let mut visits = Vec::new();
+            for (what, which, wait) in steps {
+                now += seconds(wait);
+                let id: Arc<str> = format!("s{which}").into();
+                match what {
+                    0 => visits.push((Arc::clone(&id), table.learn(&id, which, CLIENT, LIFE, now))),
+                    1 => if let Some((id, serial, backend)) = table.enter(&id, now) {
+                        prop_assert_eq!(backend, which);
+                        visits.push((id, serial));
+                    },
+                    _ => if let Some((id, serial)) = visits.pop() {
+                        table.leave(&id, serial, now);
+                    },
+                }
+                prop_assert_eq!(table.due.len(), table.sessions.len());
+                prop_assert_eq!(table.clients.values().map(BTreeMap::len).sum::<usize>(), table.sessions.len());
+                for (id, session) in &table.sessions {
+                    prop_assert_eq!(&table.due[&(session.due, session.serial)], id);
+                    prop_assert_eq!(&table.clients[&session.client][&session.serial], id);
+                }
+            }
+        }
+    }
+}
