@@ -247,8 +247,13 @@ fn of_key(found: &KeyFound<'_>, route: &Route, told: &mut Explanation) {
     told.key = Some(key.to_owned());
     told.key_source = Some(found.source.to_string());
     told.why.push(format!("{} gives the key {key:?}", found.source));
-    told.position = Some(format!("{:016x}", ring::position(key.as_bytes())));
     let pool = &route.pool;
+    if !pool.places_keys() {
+        let balance = pool.settings().balance.as_str();
+        let what = format!("the pool balances by {balance}: there a key names and does not place");
+        return anywhere(pool, what, told);
+    }
+    told.position = Some(format!("{:016x}", ring::position(key.as_bytes())));
     // Before the choice: a placement that ends in between is told as one that was.
     let placed = pool.find(key);
     let Ok(mut choice) = pool.lookup(key) else {
@@ -298,11 +303,20 @@ fn without_key(route: &Route, told: &mut Explanation) {
         [source] => format!("there is no {source}, so there is no key"),
         _ => format!("none of {} is there, so there is no key", sources.join(", ")),
     });
-    // Not by a choice: that would take the turn of a request.
-    if !route.pool.backends().iter().any(|backend| backend.in_service()) {
-        return told.why.push(refused(&route.pool));
+    if let Some(cookie) = &route.settings.sticky_cookie {
+        told.why.push(format!("the answer brings a random key as the cookie {}", cookie.name));
     }
-    told.why.push("what has no key goes to any backend in service, by weight in turn".to_owned());
+    let what = "what has no key goes to any backend in service, by weight in turn";
+    anywhere(&route.pool, what.to_owned(), told);
+}
+
+/// Tells of a request that any backend may get. Not by a choice: that would take the turn of a
+/// real one.
+fn anywhere(pool: &Pool, why: String, told: &mut Explanation) {
+    if !pool.backends().iter().any(|backend| backend.in_service()) {
+        return told.why.push(refused(pool));
+    }
+    told.why.push(why);
     told.backend = Some(ANY.to_owned());
 }
 

@@ -277,6 +277,19 @@ fn without_a_key_any_backend_will_do() {
 }
 
 #[test]
+fn where_a_key_does_not_place_any_backend_will_do() {
+    let backends = "backends = [{ id = \"a\", address = \"127.0.0.1:1\" }]";
+    let file = File::new(&format!(
+        "[[listener]]\nbind = \"127.0.0.1:0\"\n\n[[route]]\npath = \"/*\"\npool = \"p\"\n\
+         key = \"query:room\"\n\n[pool.p]\nbalance = \"round_robin\"\n{backends}\n"
+    ));
+    let told = file.goes(&["/?room=red"]);
+    assert_eq!((&told["key"], &told["backend"]), (&json!("red"), &json!("any")), "{told}");
+    assert_eq!(told["position"], Value::Null);
+    assert!(told["why"].to_string().contains("round_robin"), "{told}");
+}
+
+#[test]
 fn what_would_be_refused_fails_and_says_why() {
     let file = File::new(PLACES);
     let long = format!("ws://chat.example.com/ws/{}", "x".repeat(513));
