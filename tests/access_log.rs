@@ -58,3 +58,18 @@ fn what_the_proxy_refused_says_why_and_the_last_lines_survive_a_stop() {
     assert_eq!(refused.len(), 200);
     assert!(refused.iter().all(|line| line["refused"] == "no_route" && line["status"] == 404));
 }
+
+#[test]
+fn a_connection_that_is_cut_at_the_end_of_a_shutdown_says_so() {
+    let backends = Backend::fleet(&["a"]);
+    let log = [("server", "access_log = \"access.log\"\nshutdown_grace = \"500ms\"")];
+    let mut proxy = Proxy::start(&config(&addresses(&backends), &log));
+    assert!(proxy.process.output().contains("allows so many relayed connections"));
+    // It answers no Close.
+    let _client = ws::open(proxy.address, "/echo?room=r");
+    proxy.process.signal("TERM");
+    assert!(proxy.process.wait_for_exit().success());
+    let cut = line(&proxy, "connection");
+    assert_eq!((&cut["reason"], &cut["code"]), (&"shutdown".into(), &1001.into()));
+    assert_eq!((&cut["by"], &cut["cut"]), (&"proxy".into(), &true.into()));
+}
