@@ -205,13 +205,11 @@ fn server_keys(
         .of("shutdown_delay", &old.shutdown_delay, shutdown_delay)
         .of("shutdown_grace", &old.shutdown_grace, shutdown_grace)
         .of("log.level", &old.log_level, log_level)
-        .of("log.format", &old.log_format, log_format)
         .of("access_log", &old.access_log, access_log);
-    let fixed = Keys::default().of("server.name", &old.name, name).of(
-        "server.workers",
-        &old.workers,
-        workers,
-    );
+    let fixed = Keys::default()
+        .of("server.name", &old.name, name)
+        .of("server.workers", &old.workers, workers)
+        .of("server.log.format", &old.log_format, log_format);
     (keys.0, fixed.0)
 }
 
@@ -258,6 +256,7 @@ fn route_keys(old: &RouteSettings, new: &RouteSettings) -> Vec<&'static str> {
         sticky_cookie,
         learn,
         allowed_origins,
+        on_removed,
         max_connections,
         body_timeout,
         response_timeout,
@@ -273,6 +272,7 @@ fn route_keys(old: &RouteSettings, new: &RouteSettings) -> Vec<&'static str> {
         .of("sticky_cookie", &old.sticky_cookie, sticky_cookie)
         .of("learn", &old.learn, learn)
         .of("allowed_origins", &old.allowed_origins, allowed_origins)
+        .of("on_removed", &old.on_removed, on_removed)
         .of("max_connections", &old.max_connections, max_connections)
         .of("timeouts.body", &old.body_timeout, body_timeout)
         .of("timeouts.response", &old.response_timeout, response_timeout)
