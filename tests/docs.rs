@@ -18,7 +18,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use steadfast::config::{Environment, parse};
-use steadfast::ws::close::CloseReason;
+use steadfast::ws::close::{CloseCode, CloseReason};
 use steadfast::ws::frame::FrameError;
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -330,7 +330,7 @@ fn without_ports(text: &str) -> String {
     all
 }
 
-const CLOSE_REASONS: [CloseReason; 14] = [
+const CLOSE_REASONS: [CloseReason; 15] = [
     CloseReason::ClientClosed(None),
     CloseReason::ClientEnded,
     CloseReason::ClientReset,
@@ -343,6 +343,7 @@ const CLOSE_REASONS: [CloseReason; 14] = [
     CloseReason::IdleTimeout,
     CloseReason::PingTimeout,
     CloseReason::Shutdown,
+    CloseReason::ClosedByApi(CloseCode::NORMAL),
     CloseReason::SlowClient,
     CloseReason::Internal,
 ];
