@@ -329,7 +329,7 @@ fn drain_and_undrain_ask_for_what_they_say() {
         (200, backend("a.b:1", 7, &drained))
     });
     let text = script.run(&["drain", "rooms/a.b:1"]).done();
-    assert_eq!(text, "rooms/a.b:1: draining: 3 of 3 left, 0s; 7 connections\n");
+    assert_eq!(text, "rooms/a.b:1: nothing new goes there; 7 connections there now\n");
     let text = script.run(&["undrain", "rooms/a.b:1"]).done();
     assert_eq!(text, "rooms/a.b:1: no longer drained; it is in_service\n");
     assert_eq!(script.run(&["drain", "rooms/a", "--json"]).json()["drain"]["left"], 3);
@@ -351,19 +351,25 @@ fn what_is_drained_for_another_cause_stays_so_and_fails() {
 fn a_drain_is_waited_for_until_nothing_is_left() {
     let script = Script::start(|line, number| {
         let now = match number {
-            0 => return (200, backend("a", 2, &drain("api", 2))),
-            1 => backend("a", 1, &drain("api", 1)),
+            // What is there is not counted yet.
+            0 => return (200, backend("a", 0, &drain("api", 0))),
+            1 => backend("a", 2, &drain("api", 2)),
             2 => backend("a", 1, &drain("api", 0)),
+            3 => {
+                let mut last = backend("a", 0, &drain("api", 0));
+                last["in_flight"] = json!(1);
+                last
+            }
             _ => backend("a", 0, &drain("api", 0)),
         };
         assert_eq!(line, "GET /v1/pools");
         (200, of_pool(&[backend("b", 9, &Value::Null), now]))
     });
     let text = script.run(&["drain", "rooms/a", "--wait"]).done();
-    let wanted = "rooms/a: draining: 2 of 3 left, 0s; 2 connections\n\
-                  rooms/a: draining: 1 of 3 left, 0s; 1 connection\n\
-                  rooms/a: draining: 1 connection still closing\n\
-                  rooms/a: drained: nothing is left there\n";
+    let wanted = "rooms/a: draining: 2 of 3 left, 0s; 2 connections there\n\
+                  rooms/a: draining: 1 connection there\n\
+                  rooms/a: draining: 0 connections and 1 request there\n\
+                  rooms/a: drained: nothing is there\n";
     assert_eq!(text, wanted);
     // One that leaves the list had left the config: nothing of it is left either.
     let leaves = Script::start(|_, number| match number {

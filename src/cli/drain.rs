@@ -75,7 +75,10 @@ pub(super) fn drain(options: &Options) -> anyhow::Result<ExitCode> {
     ask::wait_for(async {
         let answer = asked(&admin, target, "drain").await?;
         if !options.wait {
-            return told(&answer, *json, |backend| format!("{target}: {}\n", progress(backend)));
+            let text = |backend: &Backend| {
+                format!("{target}: nothing new goes there; {} there now\n", there(backend))
+            };
+            return told(&answer, *json, text);
         }
         let last = Wait { admin: &admin, target, shows: !json }.until_done(answer).await?;
         if *json {
@@ -104,6 +107,11 @@ pub(super) fn undrain(options: &UndrainOptions) -> anyhow::Result<ExitCode> {
 impl Backend {
     fn of(answer: &Value) -> serde_json::Result<Self> {
         serde::Deserialize::deserialize(answer)
+    }
+
+    /// Nothing goes through it.
+    fn is_empty(&self) -> bool {
+        self.connections == 0 && self.in_flight == 0
     }
 }
 
@@ -145,14 +153,16 @@ impl Wait<'_> {
     /// Waits until nothing of the backend is left; gives what it was like then.
     async fn until_done(&self, mut answer: Value) -> anyhow::Result<Value> {
         let mut shown = Shown::default();
+        // What is there is counted only after the answer to the order: that is not believed yet.
+        let mut looks = 0;
         loop {
             let backend = Backend::of(&answer)?;
-            if self.shows {
+            if self.shows && looks > 0 {
                 shown.show(&format!("{}: {}", self.target, progress(&backend)))?;
             }
             match &backend.drain {
-                Some(drain) if drain.left == 0 && backend.connections == 0 => break,
-                None if backend.state == "lost" && backend.connections == 0 => break,
+                Some(drain) if looks > 0 && drain.left == 0 && backend.is_empty() => break,
+                None if backend.state == "lost" && backend.is_empty() => break,
                 None if backend.state != "lost" => {
                     shown.end()?;
                     bail!("{} is no longer drained: somebody took it back", self.target);
@@ -160,6 +170,7 @@ impl Wait<'_> {
                 _ => {}
             }
             tokio::time::sleep(LOOK).await;
+            looks += 1;
             match self.look().await? {
                 Some(now) => answer = now,
                 // It had left the config, and what was left of it has gone.
@@ -205,14 +216,26 @@ impl Shown {
 
 /// How far a drain is.
 fn progress(backend: &Backend) -> String {
-    let connections = counted(backend.connections, "connection");
+    let there = there(backend);
     match &backend.drain {
-        None => format!("{}; {connections}", backend.state),
         Some(drain) if drain.left > 0 => {
-            format!("draining: {}; {connections}", left(drain, unix_millis(SystemTime::now())))
+            let left = left(drain, unix_millis(SystemTime::now()));
+            format!("draining: {left}; {there} there")
         }
-        Some(_) if backend.connections > 0 => format!("draining: {connections} still closing"),
-        Some(_) => "drained: nothing is left there".to_owned(),
+        Some(_) if backend.is_empty() => "drained: nothing is there".to_owned(),
+        Some(_) => format!("draining: {there} there"),
+        None => format!("{}: {there} there", backend.state),
+    }
+}
+
+/// What goes through a backend.
+fn there(backend: &Backend) -> String {
+    match (backend.connections, backend.in_flight) {
+        (0, 0) => "nothing".to_owned(),
+        (connections, 0) => counted(connections, "connection"),
+        (connections, requests) => {
+            format!("{} and {}", counted(connections, "connection"), counted(requests, "request"))
+        }
     }
 }
 
