@@ -38,6 +38,15 @@ async fn open_all(target: &Target, connections: usize) -> anyhow::Result<Vec<Str
     Ok(streams)
 }
 
+/// One round trip for each, so that nothing is made at the first message only.
+async fn open_all_and_use_each(target: &Target, connections: usize) -> anyhow::Result<Vec<Stream>> {
+    let mut streams = open_all(target, connections).await?;
+    for stream in &mut streams {
+        round_trip(stream).await?;
+    }
+    Ok(streams)
+}
+
 async fn round_trip(stream: &mut Stream) -> io::Result<()> {
     stream.write_all(&frame::message()).await?;
     stream.flush().await?;
@@ -65,13 +74,18 @@ async fn read_echoes(
 
 /// As many round trips as go through: a closed loop, in which a slow proxy gets less to do. It
 /// tells how much goes through, and nothing of how long anything takes.
+///
+/// Waits for a line on standard input before it begins, and for its end before it closes the
+/// connections: who looks at the proxy's processor time then sees that of messages alone.
 pub(crate) async fn saturate(
     target: &Target,
     connections: usize,
     time: Duration,
 ) -> anyhow::Result<()> {
     let mut running = JoinSet::new();
-    let streams = open_all(target, connections).await?;
+    let streams = open_all_and_use_each(target, connections).await?;
+    report(&json!({ "connections": connections }))?;
+    a_line_or_the_end().await?;
     let began = Instant::now();
     for mut stream in streams {
         running.spawn(async move {
@@ -80,14 +94,19 @@ pub(crate) async fn saturate(
                 round_trip(&mut stream).await?;
                 round_trips += 1;
             }
-            io::Result::Ok(round_trips)
+            io::Result::Ok((round_trips, stream))
         });
     }
     let mut round_trips = 0;
+    let mut held = Vec::with_capacity(connections);
     while let Some(ended) = running.join_next().await {
-        round_trips += ended??;
+        let (made, stream) = ended??;
+        round_trips += made;
+        held.push(stream);
     }
-    report(&json!({ "round_trips": round_trips, "seconds": began.elapsed().as_secs_f64() }))
+    report(&json!({ "round_trips": round_trips, "seconds": began.elapsed().as_secs_f64() }))?;
+    a_line_or_the_end().await?;
+    Ok(())
 }
 
 /// When each message is to be sent, evenly spread over time; the connections take turns.
@@ -174,12 +193,9 @@ fn micros(times: &mut [Duration], part: usize) -> f64 {
 
 /// Holds connections until standard input ends.
 pub(crate) async fn idle(target: &Target, connections: usize) -> anyhow::Result<()> {
-    let mut streams = open_all(target, connections).await?;
-    for stream in &mut streams {
-        round_trip(stream).await?;
-    }
-    report(&json!({ "connections": streams.len() }))?;
-    tokio::io::copy(&mut tokio::io::stdin(), &mut tokio::io::sink()).await?;
+    let _held = open_all_and_use_each(target, connections).await?;
+    report(&json!({ "connections": connections }))?;
+    a_line_or_the_end().await?;
     Ok(())
 }
 
@@ -225,6 +241,11 @@ async fn close(mut stream: Stream) -> anyhow::Result<()> {
     }
     ensure!(answer == frame::CLOSE_ECHO, "no Close came back: {answer:?}");
     Ok(())
+}
+
+/// Of standard input.
+async fn a_line_or_the_end() -> io::Result<()> {
+    tokio::io::stdin().read(&mut [0; 64]).await.map(drop)
 }
 
 fn report(result: &serde_json::Value) -> anyhow::Result<()> {

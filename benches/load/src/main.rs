@@ -39,7 +39,8 @@ enum Command {
         #[arg(long)]
         listen: SocketAddr,
     },
-    /// Each connection sends its next message when it has the last one back.
+    /// Each connection sends its next message when it has the last one back. Begins with a line on
+    /// standard input, closes the connections with another, or its end.
     Saturate {
         #[command(flatten)]
         to: To,
@@ -65,7 +66,7 @@ enum Command {
         #[arg(long)]
         seconds: f64,
     },
-    /// Open connections and hold them, without a word, until standard input ends.
+    /// Open connections and hold them, without a word, until a line or the end of standard input.
     Idle {
         #[command(flatten)]
         to: To,
