@@ -294,10 +294,10 @@ fn a_client_that_does_not_read_keeps_no_key_on_a_backend_that_is_gone() {
     open(&mut deaf, "/?room=r");
     let (backend, _) = handed.next();
     proxy.wait_for_metric("steadfast_placed_keys", &[], 1.0);
-    // Bit by bit: what TLS takes and the socket does not waits within TLS.
+    // Each no more than TLS holds: what it takes and the socket does not waits within it.
     let stalls = || proxy.metric("steadfast_relay_stalls_total", &[("direction", "from_backend")]);
     eventually("the client takes no more", || {
-        send(&backend, &unmasked(BINARY, vec![1; 8192]));
+        send(&backend, &unmasked(BINARY, vec![1; 24_000]));
         (stalls() > 0.0).then_some(())
     });
     socket2::SockRef::from(&backend).set_linger(Some(Duration::ZERO)).unwrap();
