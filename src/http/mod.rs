@@ -10,7 +10,7 @@
 //! routes with an old ring.
 
 pub mod body;
-mod engine_io;
+pub mod engine_io;
 mod forward;
 pub mod framing;
 pub mod gate;
@@ -47,6 +47,7 @@ use self::gate::{Gate, GateLimits, Turn};
 use self::head::RequestHead;
 use self::headers::ClientFacts;
 use self::respond::Refused;
+pub(crate) use self::session::Known as KnownSession;
 use self::session::Session;
 use self::tunnel::Handshake;
 use self::upstream::Upstreams;
@@ -104,9 +105,10 @@ impl Live {
     /// `None` if the route is full.
     fn of(route: &Arc<Route>) -> Option<Self> {
         let limit = route.settings.max_connections;
-        let before = route.live.fetch_add(1, Ordering::Relaxed);
-        let live = Self(Arc::clone(route));
-        (limit == 0 || before < limit).then_some(live)
+        // In one step: who is refused never stands in the way of another for a moment.
+        let more = |live| (limit == 0 || live < limit).then_some(live + 1);
+        let taken = route.live.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        taken.ok().map(|_| Self(Arc::clone(route)))
     }
 }
 

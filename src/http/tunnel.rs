@@ -25,7 +25,7 @@ use super::gate::Gate;
 use super::head::RequestHead;
 use super::relayed::{Guards, Place, Relayed};
 use super::respond::Refused;
-use super::session::{self, OfFirstMessage, Session};
+use super::session::{self, OfWebSocket, Session};
 use super::{Accepted, Context, Live, Route, Trace, headers, upstream};
 use crate::listen::Stream;
 use crate::pool::backend::{ConnectionGauge, Slot};
@@ -159,8 +159,12 @@ impl Target {
         match self {
             Self::Placed(placement) => placement.slot(),
             Self::Anywhere(choice) => choice.slot(),
-            // Its session is there, full or not.
-            Self::Session(visit, _) => visit.backend().slot(0),
+            // Its session is there, full or not. A place that was taken with the choice of its key
+            // is this connection's, and no second one.
+            Self::Session(visit, place) => {
+                let taken = place.as_mut().and_then(|place| place.slot());
+                taken.or_else(|| visit.backend().slot(0))
+            }
         }
     }
 
@@ -170,7 +174,7 @@ impl Target {
             Self::Placed(placement) => Place { key: Some(placement), session: None },
             Self::Anywhere(_) => Place::default(),
             Self::Session(visit, place) => {
-                Place { key: place.map(|place| *place), session: Some(Box::new(visit)) }
+                Place { key: place.map(|place| *place), session: Some(visit.into()) }
             }
         }
     }
@@ -180,6 +184,14 @@ impl Target {
             Self::Placed(placement) => placement.go_on(),
             Self::Anywhere(choice) => choice.go_on(),
             Self::Session(..) => Err(Stay::Live),
+        }
+    }
+
+    /// What is said where its backend was lost and there is no other for it.
+    fn is_nowhere(&self) -> Refused {
+        match self {
+            Self::Session(..) => Refused::SessionLost,
+            Self::Placed(_) | Self::Anywhere(_) => Refused::NoBackend,
         }
     }
 
@@ -241,7 +253,7 @@ impl Opening<'_> {
             match self.target.establish() {
                 Ok(()) => return Ok(answer),
                 Err(Moved::Elsewhere) => {}
-                Err(Moved::Nowhere) => return Err(Refused::NoBackend),
+                Err(Moved::Nowhere) => return Err(self.target.is_nowhere()),
             }
         }
         Err(Refused::NoBackend)
@@ -360,20 +372,19 @@ impl Tunnel {
             // hyper took from the gate what came first.
             Some((stream, [&parts.read_buf[..], &behind].concat()))
         });
-        let Self { context, upstream, entry, live, place, accepted, opens_session } = self;
+        let Self { context, upstream, entry, live, mut place, accepted, opens_session } = self;
         let route = Arc::clone(live.route());
         let Some(client) = client else {
             // Gone before it had its 101.
             return context.shared.metrics.refuse(&route.name, "client_gone");
         };
         let Upstream { backend, stream, read_ahead, reserved, counted } = upstream;
-        let session = OfFirstMessage::default();
         let first_message = opens_session.then(|| {
             let (pool, client) = (Arc::clone(&route.pool), entry.connection().facts.client);
+            let session = place.session.insert(OfWebSocket::default());
             session.listen(session::Opening { pool, backend, client })
         });
-        let opened = first_message.is_some().then_some(session);
-        let guards = Guards { live, counted, place, opened, accepted };
+        let guards = Guards { live, counted, place, accepted };
         let tasks = context.tasks.clone();
         let relayed = Relayed::begin(context, entry, guards, |entry| {
             let limits = route.relay_limits(reserved);

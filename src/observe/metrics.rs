@@ -419,6 +419,8 @@ pub trait Collect: fmt::Debug + Send + Sync {
     fn workers(&self) -> WorkerSample;
     /// Keys with live connections, by pool.
     fn placed_keys(&self) -> Vec<(String, u64)>;
+    /// Learnt sessions, by pool.
+    fn sessions(&self) -> Vec<(String, u64)>;
     /// Whether a pool has so few backends in service that it does not go by health.
     fn panicking(&self) -> Vec<(String, bool)>;
     /// The most open files, and how many connections that allows.
@@ -443,6 +445,10 @@ impl Collect for Nothing {
     }
 
     fn placed_keys(&self) -> Vec<(String, u64)> {
+        Vec::new()
+    }
+
+    fn sessions(&self) -> Vec<(String, u64)> {
         Vec::new()
     }
 
@@ -496,6 +502,13 @@ impl Collector for Collected {
             "placed_keys",
             "Keys with live connections",
             keys.map(|(pool, keys)| (PoolLabel { pool }, keys as f64)),
+        )?;
+        let sessions = self.0.sessions().into_iter();
+        gauges(
+            &mut encoder,
+            "sessions",
+            "Learnt sessions",
+            sessions.map(|(pool, sessions)| (PoolLabel { pool }, sessions as f64)),
         )?;
         let panicking = self.0.panicking().into_iter();
         gauges(

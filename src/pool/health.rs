@@ -264,7 +264,7 @@ mod tests {
     use super::super::dial::tests::{Refusing, Silent};
     use super::super::tests::{backend_settings, settings};
     use super::super::verdict::{Cause, TRY_AGAIN};
-    use super::super::{BackendEvent, BackendSettings, State};
+    use super::super::{BackendEvent, BackendSettings, Event, State};
     use super::*;
 
     const SOON: Duration = Duration::from_secs(10);
@@ -425,7 +425,12 @@ mod tests {
             backend_settings("b", 1),
         ];
         let settings = super::super::PoolSettings { health, ..settings(backends, CheckKind::Off) };
-        let pool = Pool::new(settings, Arc::new(move |event| drop(tell.try_send(event.clone()))));
+        let observer = move |event: &Event| {
+            if let Event::Backend(event) = event {
+                drop(tell.try_send(event.clone()));
+            }
+        };
+        let pool = Pool::new(settings, Arc::new(observer));
         (pool, events)
     }
 

@@ -44,7 +44,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use self::backend::Backend;
@@ -90,11 +90,33 @@ pub struct BackendEvent {
     pub detail: String,
 }
 
-/// Is told of every change of a backend's state, by whatever thread caused it.
+/// A panic of a pool that begins or ends: whether health is believed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PanicEvent {
+    /// The name of the pool.
+    pub pool: String,
+    /// Whether it panics now.
+    pub panicking: bool,
+    /// How many of its backends are in service.
+    pub in_service: usize,
+    /// How many it has.
+    pub backends: usize,
+}
+
+/// What an [`Observer`] is told of.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// The state of a backend has changed.
+    Backend(BackendEvent),
+    /// With that, or with other settings, a panic has begun or ended.
+    Panic(PanicEvent),
+}
+
+/// Is told of every change of a backend's state, and of panics, by whatever thread caused it.
 ///
 /// Called after the change holds, without a lock; must not block. Events of one backend come in
 /// order as far as checks cause them; traffic on two threads may cross.
-pub type Observer = Arc<dyn Fn(&BackendEvent) + Send + Sync>;
+pub type Observer = Arc<dyn Fn(&Event) + Send + Sync>;
 
 /// A set of interchangeable backends, and how one of them is chosen.
 pub struct Pool {
@@ -109,7 +131,17 @@ pub struct Pool {
     /// Keeps this proxy's chance from being that of another.
     seed: u64,
     rotation: Mutex<Rotation>,
+    /// The panic that the observer was last told of.
+    told_panic: Arc<Mutex<bool>>,
     observer: Observer,
+}
+
+/// What outlives the reload of a pool, beside its backends.
+#[derive(Default)]
+struct Shared {
+    placements: Arc<Placements>,
+    sessions: Arc<Sessions>,
+    told_panic: Arc<Mutex<bool>>,
 }
 
 impl Pool {
@@ -120,7 +152,7 @@ impl Pool {
         let backends = settings.backends.iter();
         let backends = backends.map(|one| Arc::new(Backend::new(one.clone(), policy, now)));
         let backends = backends.collect();
-        Self::assemble(settings, backends, Arc::default(), Arc::default(), observer)
+        Self::assemble(settings, backends, Shared::default(), observer)
     }
 
     /// Builds a pool of other settings that takes over what this one knows.
@@ -140,18 +172,21 @@ impl Pool {
                 backends.push(Arc::new(Backend::newcomer(one.clone(), policy, now)));
             }
         }
-        let (placements, observer) = (Arc::clone(&self.placements), Arc::clone(&self.observer));
-        let sessions = Arc::clone(&self.sessions);
-        Self::assemble(settings, backends, placements, sessions, observer)
+        let shared = Shared {
+            placements: Arc::clone(&self.placements),
+            sessions: Arc::clone(&self.sessions),
+            told_panic: Arc::clone(&self.told_panic),
+        };
+        Self::assemble(settings, backends, shared, Arc::clone(&self.observer))
     }
 
     fn assemble(
         settings: PoolSettings,
         backends: Vec<Arc<Backend>>,
-        placements: Arc<Placements>,
-        sessions: Arc<Sessions>,
+        shared: Shared,
         observer: Observer,
     ) -> Arc<Self> {
+        let Shared { placements, sessions, told_panic } = shared;
         let on_ring =
             if settings.balance == Balance::ConsistentHash { &settings.backends[..] } else { &[] };
         let ring = Ring::new(on_ring.iter().map(|one| (one.id.as_str(), one.weight)));
@@ -164,6 +199,7 @@ impl Pool {
             turn: AtomicU64::new(0),
             seed: u64::from_ne_bytes(crate::random::bytes()),
             rotation: Mutex::default(),
+            told_panic,
             observer,
         })
     }
@@ -261,6 +297,8 @@ impl Pool {
             !self.is_panicking() && self.backends.iter().filter(other).any(|one| one.in_service());
         let transition = backend.judge(|verdict| verdict.tick(now, another_serves));
         self.tell(backend, transition, &"");
+        // Other settings may have brought it about.
+        self.tell_panic();
     }
 
     fn tell(
@@ -270,12 +308,32 @@ impl Pool {
         detail: &dyn fmt::Display,
     ) {
         let Some(transition) = transition else { return };
-        (self.observer)(&BackendEvent {
+        (self.observer)(&Event::Backend(BackendEvent {
             pool: self.settings.name.clone(),
             backend: Arc::clone(backend),
             transition,
             detail: detail.to_string(),
-        });
+        }));
+        self.tell_panic();
+    }
+
+    /// Tells of a panic that began or ended since this was last called.
+    fn tell_panic(&self) {
+        let panicking = {
+            // Looked at under the lock: the last to come sees all that happened before.
+            let mut told = self.told_panic.lock().unwrap_or_else(PoisonError::into_inner);
+            let panicking = self.is_panicking();
+            if std::mem::replace(&mut *told, panicking) == panicking {
+                return;
+            }
+            panicking
+        };
+        (self.observer)(&Event::Panic(PanicEvent {
+            pool: self.settings.name.clone(),
+            panicking,
+            in_service: self.backends.iter().filter(|backend| backend.in_service()).count(),
+            backends: self.backends.len(),
+        }));
     }
 
     /// Its name.
@@ -544,7 +602,11 @@ mod tests {
         let told = Arc::new(Mutex::new(Vec::new()));
         let tell = Arc::clone(&told);
         let backends = ids.iter().map(|id| backend_settings(id, 1)).collect();
-        let observer: Observer = Arc::new(move |event| tell.lock().unwrap().push(event.clone()));
+        let observer: Observer = Arc::new(move |event| {
+            if let Event::Backend(event) = event {
+                tell.lock().unwrap().push(event.clone());
+            }
+        });
         (Pool::new(settings(backends, CheckKind::Tcp), observer), told)
     }
 
@@ -578,6 +640,44 @@ mod tests {
         assert!(told.iter().all(|event| event.pool == "p" && event.backend.id() == "a"));
         assert_eq!(a.counters().check_failures.load(Ordering::Relaxed), 4);
         assert_eq!(a.counters().traffic_failures.load(Ordering::Relaxed), 5);
+    }
+
+    #[test]
+    fn a_panic_is_told_when_it_begins_and_when_it_ends() {
+        let told: Arc<Mutex<Vec<PanicEvent>>> = Arc::default();
+        let tell = Arc::clone(&told);
+        let observer: Observer = Arc::new(move |event| {
+            if let Event::Panic(event) = event {
+                tell.lock().unwrap().push(event.clone());
+            }
+        });
+        let backends = ["a", "b", "c"].map(|id| backend_settings(id, 1));
+        let mut settings = settings(backends.to_vec(), CheckKind::Tcp);
+        settings.health.panic_threshold = 0.5;
+        let pool = Pool::new(settings.clone(), observer);
+        let now = Instant::now();
+        let report = |pool: &Arc<Pool>, index: usize, check, times| {
+            let backend = &pool.backends()[index];
+            (0..times).for_each(|_| pool.checked(backend, check, &"", now));
+        };
+        let seen = || {
+            let told = std::mem::take(&mut *told.lock().unwrap());
+            told.iter().map(|event| (event.panicking, event.in_service)).collect::<Vec<_>>()
+        };
+        report(&pool, 0, Check::Failed, policy().fall);
+        assert_eq!(seen(), []);
+        report(&pool, 1, Check::Failed, policy().fall);
+        report(&pool, 2, Check::Failed, policy().fall);
+        assert_eq!(seen(), [(true, 1)], "once");
+        report(&pool, 0, Check::Passed, policy().rise);
+        assert_eq!(seen(), []);
+        report(&pool, 1, Check::Passed, policy().rise);
+        assert_eq!(seen(), [(false, 2)]);
+        // Other settings count from the next second on.
+        settings.health.panic_threshold = 0.9;
+        let rebuilt = pool.rebuild(settings);
+        rebuilt.tick(&rebuilt.backends()[0], now);
+        assert_eq!(seen(), [(true, 2)]);
     }
 
     #[test]

@@ -29,7 +29,7 @@ use crate::observe::access_log::{AccessLog, OpenError};
 use crate::observe::metrics::{
     BackendLabels, BackendSample, Collect, Metrics, StateLabels, WorkerSample,
 };
-use crate::pool::{self, BackendEvent, Pool, State};
+use crate::pool::{self, BackendEvent, PanicEvent, Pool, State};
 use crate::shutdown::StopPlan;
 
 pub use crate::fleet::DeliverError;
@@ -286,11 +286,14 @@ fn build_pools(
         let metrics = Arc::clone(metrics);
         let inboxes = inboxes.to_vec();
         let control = Handle::current();
-        Arc::new(move |event: &BackendEvent| {
-            note_change(event, &metrics);
-            if event.transition.to == State::Lost {
-                end_connections(event, &inboxes, &control);
+        Arc::new(move |event: &pool::Event| match event {
+            pool::Event::Backend(event) => {
+                note_change(event, &metrics);
+                if event.transition.to == State::Lost {
+                    end_connections(event, &inboxes, &control);
+                }
             }
+            pool::Event::Panic(event) => note_panic(event),
         })
     };
     let pools = config.pools.iter();
@@ -320,6 +323,16 @@ fn note_change(event: &BackendEvent, metrics: &Metrics) {
     let labels =
         StateLabels { pool: pool.clone(), backend: id.to_owned(), outcome: to, reason: cause };
     metrics.backend_changes.get_or_create(&labels).inc();
+}
+
+/// Says that a pool goes by health no more, or again.
+fn note_panic(event: &PanicEvent) {
+    let PanicEvent { pool, panicking, in_service, backends } = event;
+    if *panicking {
+        warn!(pool, in_service, backends, "too few backends in service: health is ignored");
+    } else {
+        info!(pool, in_service, backends, "enough backends in service: health counts again");
+    }
 }
 
 /// Has every worker end its connections to a backend that is lost. Whoever found out must not
@@ -385,6 +398,11 @@ impl Collect for Arc<Owners> {
         let keys =
             |pool: &Arc<Pool>| pool.backends().iter().map(|backend| backend.keys() as u64).sum();
         self.pools().iter().map(|pool| (pool.name().to_owned(), keys(pool))).collect()
+    }
+
+    fn sessions(&self) -> Vec<(String, u64)> {
+        let sessions = |pool: &Arc<Pool>| pool.sessions().len() as u64;
+        self.pools().iter().map(|pool| (pool.name().to_owned(), sessions(pool))).collect()
     }
 
     fn panicking(&self) -> Vec<(String, bool)> {
