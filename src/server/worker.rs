@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
-use tracing::{debug, error, warn};
+use tracing::{error, warn};
 
 use crate::fleet::{Message, Passed, Query, Row};
 use crate::http::{Accepted, Context, Shared};
@@ -346,9 +346,6 @@ impl Accepter {
             Ok(admission) => admission,
             Err(over) => return metrics.refuse("", over.label()),
         };
-        if let Err(error) = crate::tcp::prepare(&stream, self.listener.settings.keepalive) {
-            return debug!(%error, "a client was gone before it was served");
-        }
         let worker = self.loads.choose(self.index);
         let accepted = Accepted {
             peer: std::net::SocketAddr::new(address, peer.port()),
