@@ -69,8 +69,8 @@ impl Relayed {
         let metrics = &context.shared.metrics;
         metrics.connections_opened.get_or_create(&labels).inc();
         let shown = Held::new(metrics.connections.get_or_create_owned(&labels));
-        let id = context.shared.connection_id(entry.connection().serial);
-        debug!(connection = id, backend = labels.backend, "opened");
+        let id = |serial| context.shared.connection_id(serial);
+        debug!(connection = id(entry.connection().serial), backend = labels.backend, "opened");
         Self { driver: drive(entry), context, guards, _shown: shown }
     }
 
