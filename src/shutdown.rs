@@ -41,21 +41,26 @@ impl StopPlan {
 /// The tasks of one worker's thread: all are spawned here, and counted.
 #[derive(Clone, Debug)]
 pub struct Tasks {
-    count: Rc<Cell<usize>>,
-    ended: Rc<Notify>,
+    running: Rc<Count>,
     stop: watch::Sender<bool>,
+}
+
+#[derive(Debug, Default)]
+struct Count {
+    tasks: Cell<usize>,
+    none_left: Notify,
 }
 
 impl Default for Tasks {
     fn default() -> Self {
-        Self { count: Rc::default(), ended: Rc::default(), stop: watch::Sender::new(false) }
+        Self { running: Rc::default(), stop: watch::Sender::new(false) }
     }
 }
 
 impl Tasks {
     /// Runs a task on this thread until it ends, or the thread does.
     pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
-        tokio::task::spawn_local(Counted { task, _running: Running::new(self) });
+        tokio::task::spawn_local(Counted { task, _running: Running::new(&self.running) });
     }
 
     /// Tells all that listen to [`Tasks::stopping`] to come to an end.
@@ -79,8 +84,8 @@ impl Tasks {
 
     /// Resolves when no task runs. Cancel safe.
     pub async fn all_ended(&self) {
-        while self.count.get() > 0 {
-            self.ended.notified().await;
+        while self.running.tasks.get() > 0 {
+            self.running.none_left.notified().await;
         }
     }
 }
@@ -103,24 +108,21 @@ impl<T: Future<Output = ()>> Future for Counted<T> {
     }
 }
 
-struct Running {
-    count: Rc<Cell<usize>>,
-    ended: Rc<Notify>,
-}
+struct Running(Rc<Count>);
 
 impl Running {
-    fn new(tasks: &Tasks) -> Self {
-        tasks.count.set(tasks.count.get() + 1);
-        Self { count: Rc::clone(&tasks.count), ended: Rc::clone(&tasks.ended) }
+    fn new(count: &Rc<Count>) -> Self {
+        count.tasks.set(count.tasks.get() + 1);
+        Self(Rc::clone(count))
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.count.set(self.count.get() - 1);
-        if self.count.get() == 0 {
+        self.0.tasks.set(self.0.tasks.get() - 1);
+        if self.0.tasks.get() == 0 {
             // Stored if nobody waits yet, so that it can't be missed.
-            self.ended.notify_one();
+            self.0.none_left.notify_one();
         }
     }
 }

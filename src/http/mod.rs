@@ -61,7 +61,7 @@ use crate::route::key::{RequestFacts, find_key};
 use crate::route::{RouteSettings, Router, sticky};
 use crate::shutdown::Tasks;
 use crate::ws::clock::Ticks;
-use crate::ws::connection::Serial;
+use crate::ws::connection::{Names, Serial};
 use crate::ws::driver::RelayCounts;
 use crate::ws::frame::ReservedBits;
 use crate::ws::handshake;
@@ -73,10 +73,8 @@ use crate::ws::table::Table;
 pub struct Route {
     /// What the config says of it.
     pub settings: RouteSettings,
-    /// Its name.
-    pub name: Arc<str>,
-    /// Its pool's name.
-    pub pool_name: Arc<str>,
+    /// Its name, and its pool's.
+    pub names: Arc<Names>,
     /// Where its requests go.
     pub pool: Arc<Pool>,
     /// What its relays count.
@@ -137,8 +135,10 @@ impl Snapshot {
         let with_pool = settings.iter().filter_map(|settings| {
             let pool = pools.iter().find(|pool| pool.name() == settings.pool)?;
             Some(Arc::new(Route {
-                name: settings.name.as_str().into(),
-                pool_name: settings.pool.as_str().into(),
+                names: Arc::new(Names {
+                    route: settings.name.as_str().into(),
+                    pool: settings.pool.as_str().into(),
+                }),
                 pool: Arc::clone(pool),
                 counts: metrics.relay_counts(&settings.name),
                 live: AtomicUsize::new(0),
@@ -373,7 +373,7 @@ impl Context {
             let found = snapshot.route(settings.name.as_deref(), host, parts.uri.path());
             Arc::clone(found.ok_or(Refused::NoRoute)?)
         };
-        trace.route = Arc::clone(&route.name);
+        trace.route = Arc::clone(&route.names.route);
         let peer = accepted.peer.ip();
         let client = headers::client_address(peer, &settings.trusted, &parts.headers);
         let facts = RequestFacts {

@@ -106,13 +106,18 @@ impl Held {
     }
 }
 
-/// Holds the session of a WebSocket that may open one with its first message.
+/// Holds the session of a WebSocket: the one that it is of, or one that its first message opens.
 #[derive(Clone, Debug, Default)]
-pub(super) struct OfFirstMessage(Rc<OnceCell<Visit>>);
+pub(super) struct OfConnection(Rc<OnceCell<Visit>>);
 
-impl OfFirstMessage {
-    /// What is to be told of that message. The session is held as long as one of the clones of
-    /// this lives.
+impl OfConnection {
+    /// Holds what is known already.
+    pub(super) fn known(visit: Visit) -> Self {
+        Self(Rc::new(OnceCell::from(visit)))
+    }
+
+    /// What is to be told of the first message. The session is held as long as one of the clones
+    /// of this lives.
     pub(super) fn listen(&self, opening: Opening) -> FirstMessage {
         let held = self.clone();
         FirstMessage::new(move |text| {

@@ -25,7 +25,7 @@ use super::gate::Gate;
 use super::head::RequestHead;
 use super::relayed::{Guards, Place, Relayed};
 use super::respond::Refused;
-use super::session::{self, OfFirstMessage, Session};
+use super::session::{self, OfConnection, Session};
 use super::{Accepted, Context, Live, Route, Trace, headers, upstream};
 use crate::listen::Stream;
 use crate::pool::backend::{ConnectionGauge, Slot};
@@ -78,8 +78,7 @@ pub(super) async fn open(
     let opens_session = matches!(handshake.session, Session::Opens);
     let target = Target::new(&route.pool, handshake.key.as_ref(), handshake.session)?;
     let entry = context.table.enter(Facts {
-        route: Arc::clone(&route.name),
-        pool: Arc::clone(&route.pool_name),
+        names: Arc::clone(&route.names),
         key: handshake.key.as_ref().map(|key| target.key().unwrap_or_else(|| key.as_str().into())),
         client: handshake.client,
         since: SystemTime::now(),
@@ -94,7 +93,7 @@ pub(super) async fn open(
         Answer::Switched(upstream, answer) => (upstream, answer),
     };
     entry.connection().set_backend(upstream.backend.shared_id());
-    context.shared.metrics.shook_hands(&route.name, began.elapsed());
+    context.shared.metrics.shook_hands(&route.names.route, began.elapsed());
     let tunnel = Tunnel {
         context: Rc::clone(context),
         upstream,
@@ -170,7 +169,7 @@ impl Target {
             Self::Placed(placement) => Place { key: Some(placement), session: None },
             Self::Anywhere(_) => Place::default(),
             Self::Session(visit, place) => {
-                Place { key: place.map(|place| *place), session: Some(Box::new(visit)) }
+                Place { key: place.map(|place| *place), session: Some(OfConnection::known(visit)) }
             }
         }
     }
@@ -360,20 +359,19 @@ impl Tunnel {
             // hyper took from the gate what came first.
             Some((stream, [&parts.read_buf[..], &behind].concat()))
         });
-        let Self { context, upstream, entry, live, place, accepted, opens_session } = self;
+        let Self { context, upstream, entry, live, mut place, accepted, opens_session } = self;
         let route = Arc::clone(live.route());
         let Some(client) = client else {
             // Gone before it had its 101.
-            return context.shared.metrics.refuse(&route.name, "client_gone");
+            return context.shared.metrics.refuse(&route.names.route, "client_gone");
         };
         let Upstream { backend, stream, read_ahead, reserved, counted } = upstream;
-        let session = OfFirstMessage::default();
         let first_message = opens_session.then(|| {
             let (pool, client) = (Arc::clone(&route.pool), entry.connection().facts.client);
+            let session = place.session.get_or_insert_default();
             session.listen(session::Opening { pool, backend, client })
         });
-        let opened = first_message.is_some().then_some(session);
-        let guards = Guards { live, counted, place, opened, accepted };
+        let guards = Guards { live, counted, place, accepted };
         let tasks = context.tasks.clone();
         let relayed = Relayed::begin(context, entry, guards, |entry| {
             let limits = route.relay_limits(reserved);

@@ -143,7 +143,7 @@ impl Handshakes {
                 hello.into_stream_with(config, |tls| tls.set_buffer_limit(buffer_limit)).await
             };
             let stream = self.paced(rest).await.map_err(TlsRefused::Failed)?;
-            Ok(Stream::TlsAccepted(Box::new(stream)))
+            Ok(Stream::Tls(Box::new(stream.into())))
         };
         timeout(limit, handshake).await.unwrap_or(Err(TlsRefused::TimedOut))
     }
