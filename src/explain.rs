@@ -196,8 +196,8 @@ pub fn explain(question: &Question, doors: &[Door<'_>], snapshot: &Snapshot) -> 
         return told;
     };
     told.listener = Some(door.label.to_owned());
-    told.route = Some(route.name.to_string());
-    told.pool = Some(route.pool_name.to_string());
+    told.route = Some(route.names.route.to_string());
+    told.pool = Some(route.names.pool.to_string());
     told.why.push(why_route(route));
     let client = client_address(question.peer, &door.settings.trusted, &question.headers);
     let facts = RequestFacts {

@@ -179,7 +179,7 @@ impl Query {
         let is = |wanted: &Option<String>, value: Option<&str>| {
             wanted.as_deref().is_none_or(|wanted| Some(wanted) == value)
         };
-        is(&self.pool, Some(&facts.pool))
+        is(&self.pool, Some(&facts.names.pool))
             && is(&self.key, facts.key.as_deref())
             && is(&self.backend, Some(&backend))
     }

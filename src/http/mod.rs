@@ -64,7 +64,7 @@ use crate::route::key::{RequestFacts, find_key};
 use crate::route::{RouteSettings, Router, sticky};
 use crate::shutdown::Tasks;
 use crate::ws::clock::Ticks;
-use crate::ws::connection::Serial;
+use crate::ws::connection::{Names, Serial};
 use crate::ws::driver::RelayCounts;
 use crate::ws::frame::ReservedBits;
 use crate::ws::handshake;
@@ -79,10 +79,8 @@ const HEADERS: usize = 100;
 pub struct Route {
     /// What the config says of it.
     pub settings: RouteSettings,
-    /// Its name.
-    pub name: Arc<str>,
-    /// Its pool's name.
-    pub pool_name: Arc<str>,
+    /// Its name, and its pool's.
+    pub names: Arc<Names>,
     /// Where its requests go.
     pub pool: Arc<Pool>,
     /// What its relays count.
@@ -145,8 +143,10 @@ impl Snapshot {
         let with_pool = settings.iter().filter_map(|settings| {
             let pool = pools.iter().find(|pool| pool.name() == settings.pool)?;
             Some(Arc::new(Route {
-                name: settings.name.as_str().into(),
-                pool_name: settings.pool.as_str().into(),
+                names: Arc::new(Names {
+                    route: settings.name.as_str().into(),
+                    pool: settings.pool.as_str().into(),
+                }),
                 pool: Arc::clone(pool),
                 counts: metrics.relay_counts(&settings.name),
                 handshakes: metrics.handshake_counts(&settings.name),
@@ -503,7 +503,7 @@ impl<'a> Trace<'a> {
 
     /// The name of its route; empty where none has matched.
     fn route(&self) -> &str {
-        self.route.as_ref().map_or("", |route| &route.name)
+        self.route.as_ref().map_or("", |route| &route.names.route)
     }
 
     fn note_head(&mut self, client: IpAddr, head: &RequestHead) {
@@ -538,7 +538,7 @@ impl<'a> Trace<'a> {
         }
         let mut record = self.record.take()?;
         if let Some(route) = &self.route {
-            record.route = Arc::clone(&route.name);
+            record.route = Arc::clone(&route.names.route);
         }
         record.status = Some(code);
         record.refused = refused;

@@ -42,6 +42,7 @@ pub(super) struct Place {
 /// What a WebSocket holds as long as it lives.
 pub(super) struct Guards {
     /// Its place in its route.
+    #[expect(dead_code, reason = "held, not read")]
     pub(super) live: Live,
     /// Its backend has it.
     pub(super) counted: ConnectionGauge,
@@ -60,10 +61,10 @@ impl Relayed {
         guards: Guards,
         drive: impl FnOnce(Entry) -> Driver,
     ) -> Self {
-        let route = guards.live.route();
+        let names = &entry.connection().facts.names;
         let labels = ConnectionLabels {
-            route: route.name.to_string(),
-            pool: route.pool_name.to_string(),
+            route: names.route.to_string(),
+            pool: names.pool.to_string(),
             backend: guards.counted.backend().id().to_owned(),
         };
         let metrics = &context.shared.metrics;
@@ -78,9 +79,9 @@ impl Relayed {
     fn write_down(&self, ended: &Ended) {
         let Ended { reason, cut, entry } = ended;
         let shared = &self.context.shared;
-        let route = self.guards.live.route();
-        shared.metrics.closed(&route.name, *reason, *cut);
         let connection = entry.connection();
+        let names = &connection.facts.names;
+        shared.metrics.closed(&names.route, *reason, *cut);
         let id = shared.connection_id(connection.serial);
         let backend = self.guards.counted.backend().id();
         let (messages_from_client, bytes_from_client) = connection.counts(Direction::FromClient);
@@ -90,8 +91,8 @@ impl Relayed {
             time: unix_millis(SystemTime::now()),
             connection: &id,
             client: connection.facts.client,
-            route: &route.name,
-            pool: &route.pool_name,
+            route: &names.route,
+            pool: &names.pool,
             backend,
             key: connection.facts.key.as_deref(),
             since: unix_millis(connection.facts.since),
@@ -134,5 +135,18 @@ impl Future for Relayed {
         let ended = ready!(polled);
         self.write_down(&ended);
         Poll::Ready(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Blocks of tasks are multiples of 128 bytes; 104 of them are tokio's and the count of tasks.
+    #[test]
+    #[cfg(target_pointer_width = "64")]
+    fn its_task_fits_in_512_bytes() {
+        let left = 512 - 104 - size_of::<Relayed>();
+        assert!(left < 128, "{left} bytes are left");
     }
 }

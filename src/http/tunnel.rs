@@ -76,8 +76,7 @@ pub(super) async fn open(
     let opens_session = matches!(handshake.session, Session::Opens);
     let target = Target::new(&route.pool, handshake.key.as_ref(), handshake.session)?;
     let entry = context.table.enter(Facts {
-        route: Arc::clone(&route.name),
-        pool: Arc::clone(&route.pool_name),
+        names: Arc::clone(&route.names),
         key: handshake.key.as_ref().map(|key| target.key().unwrap_or_else(|| key.as_str().into())),
         client: handshake.client,
         since: SystemTime::now(),
@@ -377,7 +376,7 @@ pub(super) struct Tunnel {
 impl Tunnel {
     /// Its client was gone before it had its 101.
     pub(super) fn give_up(self) {
-        self.context.shared.metrics.refuse(&self.live.route().name, "client_gone");
+        self.context.shared.metrics.refuse(&self.live.route().names.route, "client_gone");
     }
 
     /// Has the relay begin, in a task of its own. `client` has its 101, and what it has sent behind

@@ -149,7 +149,7 @@ impl Handshakes {
             };
             let stream = self.paced(rest).await.ok_or(TlsRefused::TimedOut)?;
             let stream = stream.map_err(TlsRefused::Failed)?;
-            Ok(Stream::TlsAccepted(Box::new(stream)))
+            Ok(Stream::Tls(Box::new(stream.into())))
         };
         timeout(limit, handshake).await.unwrap_or(Err(TlsRefused::TimedOut))
     }

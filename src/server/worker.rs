@@ -228,7 +228,8 @@ impl Worker {
             }
             Message::BackendLost { pool, backend } => {
                 let of_backend = |connection: &Connection| {
-                    connection.facts.pool == pool && connection.backend() == Some(backend.clone())
+                    connection.facts.names.pool == pool
+                        && connection.backend() == Some(backend.clone())
                 };
                 for connection in table.after(None, usize::MAX, of_backend) {
                     connection.close(CloseReason::BackendLost);
@@ -259,8 +260,8 @@ impl Worker {
         let rows = found.iter().filter_map(|connection| {
             Some(Row {
                 serial: connection.serial,
-                route: Arc::clone(&connection.facts.route),
-                pool: Arc::clone(&connection.facts.pool),
+                route: Arc::clone(&connection.facts.names.route),
+                pool: Arc::clone(&connection.facts.names.pool),
                 backend: connection.backend()?,
                 key: connection.facts.key.clone(),
                 client: connection.facts.client,

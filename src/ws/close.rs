@@ -68,8 +68,8 @@ impl CloseReason {
             Self::ClientReset => "client_reset",
             Self::BackendClosed(_) => "backend_closed",
             Self::BackendLost => "backend_lost",
-            Self::ClientViolation(FrameError::MessageTooBig { .. })
-            | Self::BackendViolation(FrameError::MessageTooBig { .. }) => "message_too_big",
+            Self::ClientViolation(FrameError::MessageTooBig)
+            | Self::BackendViolation(FrameError::MessageTooBig) => "message_too_big",
             Self::ClientViolation(_) => "client_violation",
             Self::BackendViolation(_) => "backend_violation",
             Self::IdleTimeout => "idle_timeout",
@@ -96,8 +96,8 @@ impl CloseReason {
             Self::ClientClosed(code) | Self::BackendClosed(code) => code,
             Self::ClientEnded | Self::ClientReset => None,
             Self::BackendLost => Some(1014),
-            Self::ClientViolation(FrameError::MessageTooBig { .. })
-            | Self::BackendViolation(FrameError::MessageTooBig { .. }) => Some(1009),
+            Self::ClientViolation(FrameError::MessageTooBig)
+            | Self::BackendViolation(FrameError::MessageTooBig) => Some(1009),
             Self::ClientViolation(_) | Self::BackendViolation(_) => Some(1002),
             Self::IdleTimeout | Self::PingTimeout | Self::Shutdown => Some(1001),
             Self::SlowClient => Some(1013),
@@ -113,8 +113,8 @@ impl CloseReason {
             | Self::ClientReset
             | Self::BackendClosed(_) => "",
             Self::BackendLost => "backend lost",
-            Self::ClientViolation(FrameError::MessageTooBig { .. })
-            | Self::BackendViolation(FrameError::MessageTooBig { .. }) => "message too big",
+            Self::ClientViolation(FrameError::MessageTooBig)
+            | Self::BackendViolation(FrameError::MessageTooBig) => "message too big",
             Self::ClientViolation(_) => "protocol violation by the client",
             Self::BackendViolation(_) => "protocol violation by the backend",
             Self::IdleTimeout => "idle",
