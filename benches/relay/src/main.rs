@@ -62,7 +62,7 @@ use crate::route::{HostPattern, Learn, PathPattern, RouteSettings, Router};
 use crate::stream::Stream;
 use crate::ws::RelayPolicy;
 use crate::ws::clock::{Tick, Ticks};
-use crate::ws::connection::{Connection, Facts};
+use crate::ws::connection::{Connection, Facts, Names};
 use crate::ws::driver::{Driver, Nonce, RelayCounts};
 use crate::ws::frame::ReservedBits;
 use crate::ws::relay::Direction::{self, FromBackend, FromClient};
@@ -259,7 +259,8 @@ fn carry_often(direction: Direction, reads: &[&[u8]], times: usize) {
             carry(&mut relay, direction, read, false, now);
         }
     }
-    assert_eq!(relay.counted(direction).0 % times as u64, 0, "whole messages");
+    let messages = usize::try_from(relay.take_passed(direction).messages).unwrap();
+    assert_eq!(messages % times, 0, "whole messages");
 }
 
 /// The first message's end comes in the same read as the second message.
@@ -369,8 +370,7 @@ fn driver_round_trip(times: usize) {
         let (backend, near_backend) = pair().await;
         let table = Rc::new(Table::new(0));
         let entry = table.enter(Facts {
-            route: "route".into(),
-            pool: "pool".into(),
+            names: Arc::new(Names { route: "route".into(), pool: "pool".into() }),
             key: None,
             client: IpAddr::V4(Ipv4Addr::LOCALHOST),
             since: SystemTime::UNIX_EPOCH,
