@@ -172,7 +172,7 @@ impl Explanation {
 /// no key is placed.
 pub fn snapshot_of(config: &Config) -> Snapshot {
     let pools = config.pools.iter().map(|pool| Pool::new(pool.clone(), Arc::new(|_| {})));
-    Snapshot::new(&config.routes, pools.collect(), &Metrics::new(Box::new(Nothing)))
+    Snapshot::new(&config.routes, pools.collect(), &Metrics::new(Box::new(Nothing)), None)
 }
 
 /// Explains where a request would go.

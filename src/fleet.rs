@@ -5,15 +5,18 @@
 //! the admin API does, names neither a worker nor a thread: that is what a [`Fleet`] is for.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
 
+use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::config::Secret;
 use crate::http::{Accepted, Shared};
 use crate::listen::Listener;
+use crate::server::reload::{Planned, ReloadError};
 use crate::shutdown::StopPlan;
 use crate::ws::connection::{Connection, Serial, Undeliverable};
 
@@ -27,12 +30,60 @@ const ASK: Duration = Duration::from_secs(5);
 pub(crate) struct Fleet {
     /// What its workers share.
     pub(crate) shared: Arc<Shared>,
+    /// When it started.
+    pub(crate) started: SystemTime,
     /// The name of its server, as the config or the host gives it.
     pub(crate) name: String,
-    /// Where clients connect, in the order of the config.
-    pub(crate) listeners: Vec<Arc<Listener>>,
+    /// Where clients connect, in the order of the config in force.
+    pub(crate) listeners: ArcSwap<Vec<Arc<Listener>>>,
+    /// How the last reload went.
+    pub(crate) last_reload: Mutex<Option<LastReload>>,
+    /// The bearer token that the admin API asks for.
+    pub(crate) admin_token: Arc<ArcSwapOption<Secret>>,
     inboxes: Vec<mpsc::Sender<Message>>,
     ready: AtomicBool,
+    /// Who reloads the proxy, if anybody does.
+    operator: OnceLock<mpsc::Sender<Order>>,
+}
+
+/// How a reload went.
+#[derive(Clone, Debug)]
+pub(crate) struct LastReload {
+    /// When.
+    pub(crate) at: SystemTime,
+    /// What was wrong; `None`: it took effect.
+    pub(crate) error: Option<String>,
+}
+
+/// What is asked of whoever owns the proxy and knows its config file.
+#[derive(Debug)]
+pub(crate) enum Order {
+    /// Read the config file and put it in force.
+    Reload {
+        /// Gets what has changed, or what was wrong.
+        reply: oneshot::Sender<Result<Planned, ReloadError>>,
+    },
+    /// Tell what a reload of this text would change.
+    Plan {
+        /// The text of a config file.
+        text: String,
+        /// Gets what would change, or what is wrong.
+        reply: oneshot::Sender<Result<Planned, ReloadError>>,
+    },
+}
+
+/// Why an order was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OrderError {
+    /// It runs without a config file.
+    #[error("this proxy has no config file to reload")]
+    NoFile,
+    /// It is stopping, or has too many orders.
+    #[error("the proxy takes no orders now; is it stopping?")]
+    Busy,
+    /// It was carried out, and failed.
+    #[error(transparent)]
+    Failed(#[from] ReloadError),
 }
 
 /// Why a message did not reach the queue of a connection.
@@ -60,7 +111,74 @@ impl Fleet {
         listeners: Vec<Arc<Listener>>,
         inboxes: Vec<mpsc::Sender<Message>>,
     ) -> Self {
-        Self { shared, name, listeners, inboxes, ready: AtomicBool::new(false) }
+        Self {
+            shared,
+            started: SystemTime::now(),
+            name,
+            listeners: ArcSwap::from_pointee(listeners),
+            last_reload: Mutex::default(),
+            admin_token: Arc::default(),
+            inboxes,
+            ready: AtomicBool::new(false),
+            operator: OnceLock::new(),
+        }
+    }
+
+    /// Has the admin API ask for a token, or for none.
+    pub(crate) fn set_admin_token(&self, token: Option<Secret>) {
+        self.admin_token.store(token.map(Arc::new));
+    }
+
+    /// Names who carries out [`Order`]s; once.
+    pub(crate) fn obey(&self, operator: mpsc::Sender<Order>) {
+        let _ = self.operator.set(operator);
+    }
+
+    /// Has the config file reloaded.
+    pub(crate) async fn reload(&self) -> Result<Planned, OrderError> {
+        self.order(|reply| Order::Reload { reply }).await
+    }
+
+    /// Asks what the reload of a text would change.
+    pub(crate) async fn plan(&self, text: String) -> Result<Planned, OrderError> {
+        self.order(|reply| Order::Plan { text, reply }).await
+    }
+
+    async fn order(
+        &self,
+        order: impl FnOnce(oneshot::Sender<Result<Planned, ReloadError>>) -> Order,
+    ) -> Result<Planned, OrderError> {
+        let operator = self.operator.get().ok_or(OrderError::NoFile)?;
+        let (reply, answer) = oneshot::channel();
+        operator.try_send(order(reply)).map_err(|_| OrderError::Busy)?;
+        Ok(answer.await.map_err(|_| OrderError::Busy)??)
+    }
+
+    /// Has every worker accept from these listeners too, of which `opened` has a handle for each,
+    /// and from those no more. Returns when they do; a worker that is stuck is not waited for.
+    pub(crate) async fn exchange_doors(
+        &self,
+        mut opened: Vec<(Arc<Listener>, std::vec::IntoIter<std::net::TcpListener>)>,
+        closed: &[Arc<Listener>],
+    ) {
+        let mut answers = Vec::new();
+        for inbox in &self.inboxes {
+            let doors = opened.iter_mut().filter_map(|(listener, handles)| {
+                Some(Door { listener: Arc::clone(listener), socket: handles.next()? })
+            });
+            let (done, answer) = oneshot::channel();
+            let message = Message::Doors { opened: doors.collect(), closed: closed.to_vec(), done };
+            // A worker that has ended accepts nothing.
+            if inbox.send(message).await.is_ok() {
+                answers.push(answer);
+            }
+        }
+        let all = async {
+            for answer in answers {
+                let _ = answer.await;
+            }
+        };
+        let _ = tokio::time::timeout(ASK, all).await;
     }
 
     /// Says whether the proxy serves and is not about to stop.
@@ -141,8 +259,26 @@ pub(crate) enum Message {
         /// Gets them, in the order of their serials.
         reply: oneshot::Sender<Vec<Row>>,
     },
+    /// Accept from other listeners.
+    Doors {
+        /// From these too.
+        opened: Vec<Door>,
+        /// From these no more.
+        closed: Vec<Arc<Listener>>,
+        /// Told when that is so.
+        done: oneshot::Sender<()>,
+    },
     /// Come to an end as planned; the delay of the plan is over.
     Stop(StopPlan),
+}
+
+/// A listener, and a handle of its socket for one worker.
+#[derive(Debug)]
+pub(crate) struct Door {
+    /// What is accepted from.
+    pub(crate) listener: Arc<Listener>,
+    /// Does not block; on no runtime.
+    pub(crate) socket: std::net::TcpListener,
 }
 
 /// A connection that was accepted, and not yet read from, on its way between two threads.

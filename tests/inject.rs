@@ -39,7 +39,7 @@ impl Injected {
 
     /// A client, the backend's end of it, and its id.
     fn open(&self) -> (Ws, TcpStream, String) {
-        let client = ws::open(self.server().listeners().next().unwrap(), "/?room=r");
+        let client = ws::open(self.server().listeners()[0], "/?room=r");
         let (stream, head) = self.handed.lock().unwrap().next();
         let id = head.lines().find_map(|line| line.strip_prefix("steadfast-connection: "));
         (client, stream, id.unwrap().to_owned())

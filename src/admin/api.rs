@@ -1,29 +1,31 @@
 //! The requests of the admin API and their answers.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::StatusCode;
 use axum::http::header::{CONTENT_TYPE, WWW_AUTHENTICATE};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 
 use super::guard::Guard;
 use super::problem::Problem;
 use crate::explain::{self, Door, Explanation, Question};
-use crate::fleet::{self, Fleet, Row};
+use crate::fleet::{self, Fleet, OrderError, Row};
 use crate::observe::access_log::unix_millis;
 use crate::pool::Pool;
-
+use crate::server::reload::{Planned, ReloadError};
 use crate::ws::connection::Serial;
 
 const DEFAULT_LIMIT: usize = 100;
 const LARGEST_LIMIT: usize = 1000;
+/// The longest config that a plan is made of: as long as a file may be.
+const CONFIG_BYTES: usize = 4 * 1024 * 1024;
 
 /// The whole API, behind its guard.
 pub(super) fn router(fleet: Arc<Fleet>, guard: Arc<Guard>) -> Router {
@@ -33,6 +35,9 @@ pub(super) fn router(fleet: Arc<Fleet>, guard: Arc<Guard>) -> Router {
         .route("/v1/connections", get(connections))
         .route("/v1/connections/{id}", get(connection))
         .route("/v1/route", get(route))
+        .route("/v1/status", get(status))
+        .route("/v1/reload", post(reload))
+        .route("/v1/plan", post(plan).layer(DefaultBodyLimit::max(CONFIG_BYTES)))
         .layer(middleware::from_fn_with_state(Arc::clone(&guard), authorize));
     Router::new()
         .route("/healthz", get(|| async { "alive\n" }))
@@ -40,7 +45,7 @@ pub(super) fn router(fleet: Arc<Fleet>, guard: Arc<Guard>) -> Router {
         .merge(with_token)
         .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "there is nothing here") })
         .method_not_allowed_fallback(|| async {
-            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this can only be read")
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "another method is needed here")
         })
         .layer(middleware::from_fn_with_state(guard, admit))
         .with_state(fleet)
@@ -224,7 +229,8 @@ async fn route(
         }
     }
     let target = target.ok_or_else(|| bad("url is missing: the one to explain".to_owned()))?;
-    let doors = fleet.listeners.iter().map(|listener| Door {
+    let listeners = fleet.listeners.load();
+    let doors = listeners.iter().map(|listener| Door {
         settings: &listener.settings,
         address: listener.address,
         label: &listener.label,
@@ -232,6 +238,109 @@ async fn route(
     let doors: Vec<Door<'_>> = doors.collect();
     let question = Question::new(target, lines, client);
     Ok(Json(explain::explain(&question, &doors, &fleet.shared.snapshot.load())))
+}
+
+/// What the proxy is and how it does.
+#[derive(Serialize)]
+struct Status {
+    proxy: String,
+    name: String,
+    version: &'static str,
+    /// In Unix milliseconds.
+    started: u64,
+    ready: bool,
+    workers: usize,
+    /// Live WebSockets.
+    connections: usize,
+    listeners: Vec<ListenerView>,
+    routes: Vec<RouteView>,
+    /// How the last reload of the config went; null: there was none.
+    last_reload: Option<ReloadView>,
+}
+
+#[derive(Serialize)]
+struct ListenerView {
+    /// Its name, or its address where it has none.
+    name: String,
+    address: String,
+    tls: bool,
+    /// Open client connections.
+    clients: usize,
+}
+
+#[derive(Serialize)]
+struct RouteView {
+    name: String,
+    pool: String,
+    /// Live WebSockets.
+    connections: usize,
+}
+
+#[derive(Serialize)]
+struct ReloadView {
+    /// In Unix milliseconds.
+    at: u64,
+    /// What was wrong; null: it took effect.
+    error: Option<String>,
+}
+
+async fn status(State(fleet): State<Arc<Fleet>>) -> Json<Status> {
+    let snapshot = fleet.shared.snapshot.load();
+    let listeners = fleet.listeners.load();
+    let listeners = listeners.iter().map(|listener| ListenerView {
+        name: listener.label.to_string(),
+        address: listener.address.to_string(),
+        tls: listener.tls.is_some(),
+        clients: listener.limits.open(),
+    });
+    let routes = snapshot.routes().iter().map(|route| RouteView {
+        name: route.names.route.to_string(),
+        pool: route.names.pool.to_string(),
+        connections: route.live(),
+    });
+    let routes: Vec<RouteView> = routes.collect();
+    let last = fleet.last_reload.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    Json(Status {
+        proxy: fleet.shared.proxy_id.to_string(),
+        name: fleet.name.clone(),
+        version: env!("CARGO_PKG_VERSION"),
+        started: unix_millis(fleet.started),
+        ready: fleet.is_ready(),
+        workers: fleet.workers(),
+        connections: routes.iter().map(|route| route.connections).sum(),
+        listeners: listeners.collect(),
+        routes,
+        last_reload: last.map(|last| ReloadView { at: unix_millis(last.at), error: last.error }),
+    })
+}
+
+/// Has the config file reloaded, and tells what has changed.
+async fn reload(State(fleet): State<Arc<Fleet>>) -> Result<Json<Planned>, Problem> {
+    Ok(Json(fleet.reload().await?))
+}
+
+/// Tells what a reload of the config in the body would change. Changes nothing.
+async fn plan(State(fleet): State<Arc<Fleet>>, text: String) -> Result<Json<Planned>, Problem> {
+    Ok(Json(fleet.plan(text).await?))
+}
+
+impl From<OrderError> for Problem {
+    fn from(error: OrderError) -> Self {
+        let detail = error.to_string();
+        match error {
+            OrderError::NoFile => Self::new(StatusCode::CONFLICT, detail),
+            OrderError::Busy => Self::new(StatusCode::SERVICE_UNAVAILABLE, detail),
+            OrderError::Failed(ReloadError::Invalid(problems)) => {
+                let detail = "the config is not valid; what is in force stays";
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
+                    .listing(problems.lines().collect())
+            }
+            OrderError::Failed(error) => {
+                let detail = "the config can't be put in force; what is stays";
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, detail).listing(vec![error.told()])
+            }
+        }
+    }
 }
 
 fn no_answer() -> Problem {

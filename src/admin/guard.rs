@@ -1,7 +1,9 @@
 //! Who may ask the admin API: not a page in somebody's browser, and with a token only who has it.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
+use arc_swap::ArcSwapOption;
 use axum::http::header::{AUTHORIZATION, HOST, ORIGIN};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 
@@ -12,15 +14,19 @@ use crate::route::host_name;
 /// What a request has to show.
 #[derive(Debug)]
 pub(super) struct Guard {
-    token: Option<Secret>,
+    token: Arc<ArcSwapOption<Secret>>,
     name: String,
     address: SocketAddr,
 }
 
 impl Guard {
-    /// Asks for `token`, if there is one. `name` is a host name by which the proxy may be asked,
+    /// Asks for `token`, as long as there is one. `name` is a host name by which the proxy may be asked,
     /// beside its addresses and `localhost`.
-    pub(super) fn new(token: Option<Secret>, name: String, address: SocketAddr) -> Self {
+    pub(super) fn new(
+        token: Arc<ArcSwapOption<Secret>>,
+        name: String,
+        address: SocketAddr,
+    ) -> Self {
         Self { token, name, address }
     }
 
@@ -53,7 +59,8 @@ impl Guard {
 
     /// Whether a request has the token, where one is asked for.
     pub(super) fn authorizes(&self, headers: &HeaderMap) -> Result<(), Problem> {
-        let Some(token) = &self.token else { return Ok(()) };
+        let token = self.token.load();
+        let Some(token) = &*token else { return Ok(()) };
         let given = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes);
         let given = given.and_then(|value| match value.split_at_checked(7) {
             Some((scheme, given)) if scheme.eq_ignore_ascii_case(b"bearer ") => Some(given),
@@ -81,8 +88,12 @@ mod tests {
     use super::*;
 
     fn guard(token: Option<&str>) -> Guard {
-        let token = token.map(|token| Secret::new(token.to_owned()));
-        Guard::new(token, "edge1".to_owned(), "127.0.0.1:9900".parse().unwrap())
+        let token = token.map(|token| Arc::new(Secret::new(token.to_owned())));
+        Guard::new(
+            Arc::new(ArcSwapOption::new(token)),
+            "edge1".to_owned(),
+            "127.0.0.1:9900".parse().unwrap(),
+        )
     }
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {

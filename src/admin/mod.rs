@@ -22,7 +22,6 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
-use crate::config::Secret;
 use crate::fleet::Fleet;
 
 /// Connections that are served at a time; more wait to be accepted.
@@ -51,20 +50,17 @@ pub(crate) struct Admin {
 }
 
 impl Admin {
-    /// Binds the admin address. With a token, all but `/healthz` and `/readyz` ask for it.
+    /// Binds the admin address. Where the proxy has a token, all but `/healthz` and `/readyz` ask for
+    /// it.
     ///
     /// # Errors
     ///
     /// The address is taken, or not this machine's.
-    pub(crate) async fn bind(
-        address: SocketAddr,
-        token: Option<Secret>,
-        fleet: Arc<Fleet>,
-    ) -> Result<Self, AdminError> {
+    pub(crate) async fn bind(address: SocketAddr, fleet: Arc<Fleet>) -> Result<Self, AdminError> {
         let bound = TcpListener::bind(address).await;
         let bound = bound.and_then(|listener| Ok((listener.local_addr()?, listener)));
         let (bound, listener) = bound.map_err(|source| AdminError { address, source })?;
-        let guard = guard::Guard::new(token, fleet.name.clone(), bound);
+        let guard = guard::Guard::new(Arc::clone(&fleet.admin_token), fleet.name.clone(), bound);
         let router = api::router(fleet, Arc::new(guard));
         Ok(Self { listener, address: bound, router })
     }

@@ -12,6 +12,9 @@ pub(super) struct Problem {
     status: StatusCode,
     title: &'static str,
     detail: String,
+    /// Beside what the RFC names: each thing that is wrong, where there may be several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<String>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives fields by reference")]
@@ -23,7 +26,12 @@ impl Problem {
     /// A problem of a status; its title is the status' own phrase (RFC 9457 section 4.2.1).
     pub(super) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
         let title = status.canonical_reason().unwrap_or("Error");
-        Self { status, title, detail: detail.into() }
+        Self { status, title, detail: detail.into(), errors: Vec::new() }
+    }
+
+    /// The same, with each thing that is wrong.
+    pub(super) fn listing(self, errors: Vec<String>) -> Self {
+        Self { errors, ..self }
     }
 }
 

@@ -64,7 +64,7 @@ async fn serve(options: &Options) -> anyhow::Result<ExitCode> {
         servers.push(Server::start(config).await?);
     }
     std::io::stdout().write_all(welcome(&servers, &backends).as_bytes())?;
-    let plan = signals.next(Duration::ZERO, GRACE).await;
+    let plan = signals.next_stop(Duration::ZERO, GRACE).await;
     let exit = stop(servers, plan, &mut signals).await;
     backends.stop().await;
     exit
@@ -151,7 +151,7 @@ fn proxy_config(
 fn welcome(servers: &[Server], backends: &Backends) -> String {
     let mut text = String::from("Steadfast demo is running.\n");
     for (number, server) in (1..).zip(servers) {
-        let page = server.listeners().next().map(|address| format!("http://{address}/"));
+        let page = server.listeners().first().copied().map(|address| format!("http://{address}/"));
         let admin = server.admin().map(|address| format!("http://{address}"));
         let (page, admin) = (page.unwrap_or_default(), admin.unwrap_or_default());
         let title = if servers.len() == 1 { String::new() } else { format!(" of proxy {number}") };

@@ -1,5 +1,8 @@
 //! `steadfast run`, and what it shares with `demo`: a proxy on a control runtime, stopped by
 //! signals.
+//!
+//! Whoever runs a proxy from a file is its operator: the one place where a changed file, SIGHUP and
+//! the admin API ask for the same reload, one after the other.
 
 use std::future::Future;
 use std::io::Write;
@@ -7,25 +10,44 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use super::signals::Signals;
-use crate::config::{self, Config};
+use super::log::Log;
+use super::signals::{Asked, Signals};
+use crate::config::watch::Watcher;
+use crate::config::{Config, Loaded, Source};
 use crate::descriptors;
+use crate::fleet::Order;
 use crate::server::Server;
+use crate::server::reload::{Planned, ReloadError};
 use crate::shutdown::StopPlan;
+
+/// Orders of the admin API that may wait.
+const ORDERS: usize = 16;
 
 /// Serves as the config says, until a signal.
 pub(super) fn run(path: &Path) -> anyhow::Result<ExitCode> {
-    let config = match config::load(path) {
+    let source = Source::new(path);
+    let Loaded { config, files, digest } = source.load();
+    let config = match config {
         Ok(config) => config,
         Err(problems) => {
             writeln!(std::io::stderr(), "{problems}")?;
             return Ok(ExitCode::FAILURE);
         }
     };
-    super::log::start(config.server.log_level, config.server.log_format);
-    on_control_runtime(serve(config))
+    let log = super::log::start(config.server.log_level, config.server.log_format);
+    let loaded = Loaded { config: Ok(config.clone()), files, digest };
+    on_control_runtime(async move {
+        let mut signals = Signals::listen().context("can't listen for signals")?;
+        say_capacity(&config);
+        let server = Server::start(config).await?;
+        let watcher = Watcher::new(source.clone(), &loaded);
+        let mut operator = Operator { server, source, watcher, log };
+        let plan = operator.operate(&mut signals).await;
+        stop(vec![operator.server], plan, &mut signals).await
+    })
 }
 
 /// Runs the control plane, on this thread alone: it has little to do, and must not wait for
@@ -41,13 +63,73 @@ pub(super) fn on_control_runtime(
     exit
 }
 
-async fn serve(config: Config) -> anyhow::Result<ExitCode> {
-    let mut signals = Signals::listen().context("can't listen for signals")?;
-    say_capacity(&config);
-    let (delay, grace) = (config.server.shutdown_delay, config.server.shutdown_grace);
-    let server = Server::start(config).await?;
-    let plan = signals.next(delay, grace).await;
-    stop(vec![server], plan, &mut signals).await
+/// Keeps a proxy in accordance with its config file.
+struct Operator {
+    server: Server,
+    source: Source,
+    watcher: Watcher,
+    log: Log,
+}
+
+impl Operator {
+    /// Reloads whenever it is asked to, until a signal says how to stop.
+    async fn operate(&mut self, signals: &mut Signals) -> StopPlan {
+        let (orders, mut ordered) = mpsc::channel(ORDERS);
+        self.server.obey(orders);
+        loop {
+            tokio::select! {
+                asked = signals.next() => {
+                    let server = &self.server.config().server;
+                    if let Some(plan) = asked.plan(server.shutdown_delay, server.shutdown_grace) {
+                        return plan;
+                    }
+                    debug_assert_eq!(asked, Asked::Reload);
+                    self.server.reopen_logs();
+                    // How it went has been logged.
+                    drop(self.reload().await);
+                }
+                loaded = self.watcher.changed() => drop(self.take(loaded).await),
+                Some(order) = ordered.recv() => self.carry_out(order).await,
+            }
+        }
+    }
+
+    async fn carry_out(&mut self, order: Order) {
+        match order {
+            Order::Reload { reply } => {
+                // Whoever asked may have stopped waiting.
+                let _ = reply.send(self.reload().await);
+            }
+            Order::Plan { text, reply } => {
+                let source = self.source.clone();
+                let parsed = tokio::task::spawn_blocking(move || source.parse(&text, "the plan"));
+                let Ok(parsed) = parsed.await else { return };
+                let planned = parsed.map_err(ReloadError::Invalid);
+                let _ = reply.send(planned.map(|config| self.server.plan(&config)));
+            }
+        }
+    }
+
+    /// Reads the file now, whether it has changed or not: the last time may have failed for a
+    /// reason outside it.
+    async fn reload(&mut self) -> Result<Planned, ReloadError> {
+        let source = self.source.clone();
+        let loaded = tokio::task::spawn_blocking(move || source.load()).await;
+        let loaded = loaded.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+        self.watcher.note(&loaded);
+        self.take(loaded).await
+    }
+
+    /// Puts what was read in force, and says how that went.
+    async fn take(&mut self, loaded: Loaded) -> Result<Planned, ReloadError> {
+        let outcome = match loaded.config {
+            Ok(config) => self.server.reload(config).await,
+            Err(problems) => Err(ReloadError::Invalid(problems)),
+        };
+        self.server.note_reload(&outcome);
+        self.log.set_level(self.server.config().server.log_level);
+        outcome
+    }
 }
 
 /// Stops all proxies of this process at once. A second signal ends the process at once.
@@ -62,7 +144,7 @@ pub(super) async fn stop(
     }
     tokio::select! {
         _ = stopping.join_all() => Ok(ExitCode::SUCCESS),
-        _ = signals.next(plan.delay, plan.grace) => {
+        _ = signals.next_stop(plan.delay, plan.grace) => {
             warn!("a second signal: what is left is cut");
             Ok(ExitCode::FAILURE)
         }

@@ -4,16 +4,92 @@
 //! variables and the host name, and counts cores. It decides nothing but what can't be read, and
 //! trusts no size that the file system tells: what never ends is cut off, and refused.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Read};
 use std::num::NonZeroUsize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
+
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::{Config, Environment, LONGEST_FILE, Problems, parse, refused, too_long};
 
 /// The longest file with a secret or certificates: all authorities of a system are a quarter of it.
 const LONGEST_SECRET: usize = 1024 * 1024;
+
+/// Where a config comes from: its file, with what this process knows of its machine.
+#[derive(Clone, Debug)]
+pub struct Source {
+    path: PathBuf,
+}
+
+/// A config as it was read, or what is wrong with it, and all that it was made of.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The config, or every problem of it.
+    pub config: Result<Config, Problems>,
+    /// The files that it was made of, the config file first: also those that could not be read.
+    pub files: Vec<PathBuf>,
+    /// Of the contents of all of them: equal where they are.
+    pub digest: u64,
+}
+
+impl Source {
+    /// The config file at `path`.
+    pub fn new(path: &Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+
+    /// The config file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads the file, and checks all of it. Blocks on the file system; reads not more than four
+    /// megabytes, and one of each file that it names.
+    pub fn load(&self) -> Loaded {
+        let name = self.path.display().to_string();
+        let mut seen = Seen::default();
+        let bytes = read_at_most(&self.path, LONGEST_FILE);
+        seen.note(&self.path, &bytes);
+        let seen = RefCell::new(seen);
+        let config = bytes
+            .map_err(|error| refused(&name, unreadable(&error)))
+            .and_then(|bytes| String::from_utf8(bytes).map_err(|error| not_text(&name, &error)))
+            .and_then(|text| self.read(&text, &name, &seen));
+        let Seen { files, digest } = seen.into_inner();
+        Loaded { config, files, digest: digest.digest() }
+    }
+
+    /// Reads a text as if it stood in the file; problems call it `name`. Blocks on the file system.
+    ///
+    /// # Errors
+    ///
+    /// As [`parse`].
+    pub fn parse(&self, text: &str, name: &str) -> Result<Config, Problems> {
+        self.read(text, name, &RefCell::default())
+    }
+
+    fn read(&self, text: &str, name: &str, seen: &RefCell<Seen>) -> Result<Config, Problems> {
+        let host_name = host_name();
+        let environment = Environment {
+            variable: &|name| std::env::var(name).ok(),
+            file: &|path| {
+                let bytes = read_at_most(path, LONGEST_SECRET);
+                seen.borrow_mut().note(path, &bytes);
+                as_text(bytes?)
+            },
+            host_name: &host_name,
+            cores: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+            now: SystemTime::now(),
+            // What can't be read is as if it were not there: whether that leaves any, `parse` says.
+            authorities: &|| rustls_native_certs::load_native_certs().certs,
+        };
+        let folder = self.path.parent().unwrap_or(Path::new(""));
+        parse(text, name, folder, &environment)
+    }
+}
 
 /// Reads a config file, and checks all of it, with this process's environment.
 ///
@@ -23,22 +99,29 @@ const LONGEST_SECRET: usize = 1024 * 1024;
 ///
 /// As [`parse`]; and a problem without a place where the file can't be read or is too long.
 pub fn load(path: &Path) -> Result<Config, Problems> {
-    let name = path.display().to_string();
-    let bytes =
-        read_at_most(path, LONGEST_FILE).map_err(|error| refused(&name, unreadable(&error)))?;
-    let source = String::from_utf8(bytes).map_err(|error| not_text(&name, &error))?;
-    let host_name = host_name();
-    let environment = Environment {
-        variable: &|name| std::env::var(name).ok(),
-        file: &secret_file,
-        host_name: &host_name,
-        cores: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
-        now: SystemTime::now(),
-        // What can't be read is as if it were not there: whether that leaves any, `parse` says.
-        authorities: &|| rustls_native_certs::load_native_certs().certs,
-    };
-    let folder = path.parent().unwrap_or(Path::new(""));
-    parse(&source, &name, folder, &environment)
+    Source::new(path).load().config
+}
+
+/// What was read on the way to a config.
+#[derive(Default)]
+struct Seen {
+    files: Vec<PathBuf>,
+    digest: Xxh3,
+}
+
+impl Seen {
+    fn note(&mut self, path: &Path, content: &io::Result<Vec<u8>>) {
+        // Where one ends and the next begins must not be told by their bytes.
+        let part = |bytes: &[u8]| xxh3_64(bytes).to_le_bytes();
+        self.digest.update(&part(path.as_os_str().as_encoded_bytes()));
+        match content {
+            Ok(bytes) => self.digest.update(&part(bytes)),
+            Err(error) => self.digest.update(&part(error.kind().to_string().as_bytes())),
+        }
+        if !self.files.iter().any(|file| file == path) {
+            self.files.push(path.to_owned());
+        }
+    }
 }
 
 fn unreadable(error: &io::Error) -> String {
@@ -60,8 +143,7 @@ fn not_text(file_name: &str, error: &std::string::FromUtf8Error) -> Problems {
     problems
 }
 
-fn secret_file(path: &Path) -> io::Result<String> {
-    let bytes = read_at_most(path, LONGEST_SECRET)?;
+fn as_text(bytes: Vec<u8>) -> io::Result<String> {
     String::from_utf8(bytes)
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is no UTF-8 text"))
 }

@@ -23,6 +23,7 @@ use crate::listen::ListenerSettings;
 use crate::pool::PoolSettings;
 use crate::route::RouteSettings;
 
+pub mod diff;
 mod load;
 mod problems;
 mod raw;
@@ -30,8 +31,9 @@ mod resolve;
 mod typed;
 mod unsupported;
 mod value;
+pub mod watch;
 
-pub use load::load;
+pub use load::{Loaded, Source, load};
 pub use problems::{Place, Problem, Problems};
 
 /// The longest config file.

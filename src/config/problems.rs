@@ -141,6 +141,15 @@ impl Problems {
         Place { line, column: before.chars().count() + 1 }
     }
 
+    /// Each problem on a line of its own, as `FILE:LINE:COLUMN: MESSAGE`, without the text around.
+    pub fn lines(&self) -> impl Iterator<Item = String> {
+        let file = &self.text.file;
+        self.list.iter().map(move |problem| match problem.place {
+            Some(Place { line, column }) => format!("{file}:{line}:{column}: {}", problem.message),
+            None => format!("{file}: {}", problem.message),
+        })
+    }
+
     fn write(
         &self,
         out: &mut fmt::Formatter<'_>,

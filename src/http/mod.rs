@@ -90,6 +90,11 @@ pub struct Route {
 }
 
 impl Route {
+    /// Its live WebSockets, handshakes under way included.
+    pub fn live(&self) -> usize {
+        self.live.load(Ordering::Relaxed)
+    }
+
     fn relay_limits(&self, reserved: ReservedBits) -> RelayLimits {
         let policy = &self.settings.relay;
         RelayLimits {
@@ -139,9 +144,24 @@ pub struct Snapshot {
 impl Snapshot {
     /// Puts routes to their pools. A route whose pool is missing is left out; a valid config has
     /// none.
-    pub fn new(settings: &[RouteSettings], pools: Vec<Arc<Pool>>, metrics: &Metrics) -> Self {
+    ///
+    /// A route that is as it was `before`, in a pool that is, stays the very same.
+    pub fn new(
+        settings: &[RouteSettings],
+        pools: Vec<Arc<Pool>>,
+        metrics: &Metrics,
+        before: Option<&Self>,
+    ) -> Self {
         let with_pool = settings.iter().filter_map(|settings| {
             let pool = pools.iter().find(|pool| pool.name() == settings.pool)?;
+            let known = before.into_iter().flat_map(|before| &before.routes);
+            let known = known.into_iter().find(|known| known.settings.name == settings.name);
+            if let Some(known) = known
+                && known.settings == *settings
+                && Arc::ptr_eq(&known.pool, pool)
+            {
+                return Some(Arc::clone(known));
+            }
             Some(Arc::new(Route {
                 names: Arc::new(Names {
                     route: settings.name.as_str().into(),
@@ -167,6 +187,11 @@ impl Snapshot {
         path: &str,
     ) -> Option<&Arc<Route>> {
         self.routes.get(self.router.find(listener, host, path)?)
+    }
+
+    /// All routes.
+    pub fn routes(&self) -> &[Arc<Route>] {
+        &self.routes
     }
 
     /// All pools.

@@ -1,7 +1,8 @@
 //! Binds listeners and takes connections from them.
 //!
 //! One listening socket per listener, shared by all workers: each worker waits on a duplicate of
-//! it, and the kernel's one queue outlives any of them. Who accepts a connection is chance; a
+//! it, and the kernel's one queue outlives any of them. A listener whose settings change is another
+//! [`Listener`] on the same socket. Who accepts a connection is chance; a
 //! worker that then has more than its share passes it on to the least loaded before anything is
 //! read from it, so that live connections stay balanced, also when many end on one worker.
 
@@ -31,8 +32,9 @@ pub struct Listener {
     pub limits: Limits,
     /// What TLS is made with; `None`: plain TCP.
     pub tls: Option<ServerTls>,
-    /// Gone once it is [closed](Self::close): live connections keep the rest.
-    socket: Mutex<Option<TcpListener>>,
+    /// Shared by all that have followed each other on it. Gone once it is [closed](Self::close):
+    /// live connections keep the rest.
+    socket: Arc<Mutex<Option<TcpListener>>>,
 }
 
 impl Listener {
@@ -58,21 +60,41 @@ impl Listener {
         socket.listen(BACKLOG)?;
         let socket = TcpListener::from(socket);
         let address = socket.local_addr()?;
-        let socket = Mutex::new(Some(socket));
-        let label = settings.name.clone().unwrap_or_else(|| address.to_string()).into();
         let limits = Limits::new(settings.connections, settings.connections_per_ip);
-        Ok(Self { settings, address, label, limits, tls, socket })
+        let socket = Arc::new(Mutex::new(Some(socket)));
+        Ok(Self { label: label(&settings, address), settings, address, limits, tls, socket })
     }
 
-    /// Another handle of the one listening socket, for a worker to wait on.
+    /// A listener with other settings on the same socket. It has taken all that count here.
     ///
     /// # Errors
     ///
-    /// No descriptor is left, it can't be registered with the runtime, or it is closed.
-    pub fn handle(&self) -> io::Result<tokio::net::TcpListener> {
+    /// TLS that was not there before can't be set up.
+    pub fn renewed(&self, settings: ListenerSettings) -> io::Result<Self> {
+        let certificates = &settings.certificates;
+        let tls = match &self.tls {
+            _ if certificates.is_empty() => None,
+            Some(tls) => Some(tls.renewed(certificates)),
+            None => Some(ServerTls::new(certificates).map_err(io::Error::other)?),
+        };
+        Ok(Self {
+            label: label(&settings, self.address),
+            address: self.address,
+            limits: self.limits.renewed(settings.connections, settings.connections_per_ip),
+            tls,
+            socket: Arc::clone(&self.socket),
+            settings,
+        })
+    }
+
+    /// Another handle of the one listening socket, for a worker to wait on. It does not block.
+    ///
+    /// # Errors
+    ///
+    /// No descriptor is left, or it is closed.
+    pub fn handle(&self) -> io::Result<TcpListener> {
         let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
-        let socket = socket.as_ref().ok_or(io::ErrorKind::NotConnected)?.try_clone()?;
-        tokio::net::TcpListener::from_std(socket)
+        socket.as_ref().ok_or(io::ErrorKind::NotConnected)?.try_clone()
     }
 
     /// Lets go of the socket. The last of its handles to be dropped closes it; who connects then
@@ -80,6 +102,11 @@ impl Listener {
     pub fn close(&self) {
         self.socket.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
+}
+
+/// How a listener is called.
+fn label(settings: &ListenerSettings, address: SocketAddr) -> Arc<str> {
+    settings.name.clone().unwrap_or_else(|| address.to_string()).into()
 }
 
 /// The address of a peer: one that is IPv4 within IPv6 counts as IPv4.

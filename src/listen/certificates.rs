@@ -5,13 +5,12 @@
 //! one name the first is taken that the client can verify, so that an ECDSA certificate may stand
 //! before an RSA one for old clients.
 //!
-//! The table is behind one pointer that can be swapped: a certificate that was renewed takes
-//! effect with the next handshake, and who is connected keeps what he has.
+//! A table is never changed: certificates that were renewed make another one, for a listener that
+//! goes on with it, and who is connected keeps what he has.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use rustls::SignatureScheme;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
@@ -20,39 +19,25 @@ use crate::tls::KeyPair;
 
 /// The certificates of one listener.
 #[derive(Debug)]
-pub struct Certificates(ArcSwap<Table>);
-
-impl Certificates {
-    /// Certificates in the order of the config; the first is the default.
-    pub fn new(pairs: &[KeyPair]) -> Self {
-        Self(ArcSwap::from_pointee(Table::new(pairs)))
-    }
-
-    /// Has handshakes from now on use these instead.
-    pub fn replace(&self, pairs: &[KeyPair]) {
-        self.0.store(Arc::new(Table::new(pairs)));
-    }
-}
-
-impl ResolvesServerCert for Certificates {
-    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.0.load().choose(hello.server_name(), hello.signature_schemes())
-    }
-}
-
-/// Several for one name: at least one.
-type Same = Vec<Arc<CertifiedKey>>;
-
-#[derive(Debug)]
-struct Table {
+pub struct Certificates {
     /// By name; a wildcard without its asterisk, as `.example.com`.
     by_name: HashMap<String, Same>,
     /// The first, and those that share a name with it.
     default: Same,
 }
 
-impl Table {
-    fn new(pairs: &[KeyPair]) -> Self {
+/// Several for one name: at least one.
+type Same = Vec<Arc<CertifiedKey>>;
+
+impl ResolvesServerCert for Certificates {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.choose(hello.server_name(), hello.signature_schemes())
+    }
+}
+
+impl Certificates {
+    /// Certificates in the order of the config; the first is the default.
+    pub fn new(pairs: &[KeyPair]) -> Self {
         let mut by_name: HashMap<String, Same> = HashMap::new();
         for pair in pairs {
             for name in pair.names() {
@@ -96,7 +81,7 @@ mod tests {
     fn a_name_has_its_certificate_then_a_wildcard_then_the_default() {
         let of = |names: &[&str]| pair(names, &PKCS_ECDSA_P256_SHA256);
         let pairs = [of(&["first.example"]), of(&["*.b.example"]), of(&["exact.b.example"])];
-        let table = Table::new(&pairs);
+        let table = Certificates::new(&pairs);
         let chosen = |name: Option<&str>| {
             let chosen = table.choose(name, &[ECDSA]).unwrap();
             pairs.iter().position(|pair| Arc::ptr_eq(pair.certified(), &chosen)).unwrap()
@@ -115,7 +100,7 @@ mod tests {
         let ecdsa = pair(&["a.example"], &PKCS_ECDSA_P256_SHA256);
         let rsa = pair(&["a.example"], &PKCS_RSA_SHA256);
         let pairs = [ecdsa, rsa];
-        let table = Table::new(&pairs);
+        let table = Certificates::new(&pairs);
         let chosen = |name: Option<&str>, schemes: &[SignatureScheme]| {
             let chosen = table.choose(name, schemes).unwrap();
             pairs.iter().position(|pair| Arc::ptr_eq(pair.certified(), &chosen)).unwrap()
@@ -125,14 +110,5 @@ mod tests {
             assert_eq!(chosen(name, &[RSA]), 1);
             assert_eq!(chosen(name, &[SignatureScheme::ED25519]), 0);
         }
-    }
-
-    #[test]
-    fn a_renewed_certificate_takes_effect() {
-        let certificates = Certificates::new(&[pair(&["a"], &PKCS_ECDSA_P256_SHA256)]);
-        let renewed = pair(&["a"], &PKCS_ECDSA_P256_SHA256);
-        certificates.replace(std::slice::from_ref(&renewed));
-        let chosen = certificates.0.load().choose(Some("a"), &[ECDSA]).unwrap();
-        assert!(Arc::ptr_eq(&chosen, renewed.certified()));
     }
 }

@@ -46,6 +46,19 @@ impl Limits {
         Self { connections, per_address, counts: Arc::default() }
     }
 
+    /// Other limits for the same connections: those that are open count on.
+    ///
+    /// Who came while there was no limit per address does not count for his.
+    #[must_use]
+    pub fn renewed(&self, connections: usize, per_address: usize) -> Self {
+        Self { connections, per_address, counts: Arc::clone(&self.counts) }
+    }
+
+    /// The connections that are open.
+    pub fn open(&self) -> usize {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner).all
+    }
+
     /// Counts a connection of `address` until the guard is dropped.
     ///
     /// # Errors

@@ -47,7 +47,6 @@ const SILENCE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct ServerTls {
     config: Arc<ServerConfig>,
-    certificates: Arc<Certificates>,
 }
 
 impl ServerTls {
@@ -57,23 +56,24 @@ impl ServerTls {
     ///
     /// The system has no random bytes for the key of the tickets.
     pub fn new(pairs: &[KeyPair]) -> Result<Self, rustls::Error> {
-        let certificates = Arc::new(Certificates::new(pairs));
-        let resolver = Arc::clone(&certificates);
         let mut config = ServerConfig::builder_with_provider(tls::provider())
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
             .with_no_client_auth()
-            .with_cert_resolver(resolver);
+            .with_cert_resolver(Arc::new(Certificates::new(pairs)));
         config.alpn_protocols = vec![tls::ALPN_HTTP1.to_vec()];
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.ticketer = Ticketer::new()?;
         // Each costs 15 us and 130 bytes; browsers use them more than once where they must.
         config.send_tls13_tickets = 1;
-        Ok(Self { config: Arc::new(config), certificates })
+        Ok(Self { config: Arc::new(config) })
     }
 
-    /// The certificates, which can be replaced while it runs.
-    pub fn certificates(&self) -> &Certificates {
-        &self.certificates
+    /// The same with other certificates. Who has a ticket can still resume with it.
+    #[must_use]
+    pub fn renewed(&self, pairs: &[KeyPair]) -> Self {
+        let mut config = ServerConfig::clone(&self.config);
+        config.cert_resolver = Arc::new(Certificates::new(pairs));
+        Self { config: Arc::new(config) }
     }
 }
 

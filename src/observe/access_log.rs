@@ -1,17 +1,20 @@
 //! The access log: one JSON line per answered request and per closed WebSocket.
 //!
 //! Lines are written by a thread of their own behind a bounded queue: a disk that is slow costs
-//! lines, which are counted, and never holds up a worker. Queries are left out of paths, since
+//! lines, which are counted, and never holds up a worker. A file that was renamed, as log rotation
+//! does it, is opened anew under its own name, by itself or when told to. Queries are left out of paths, since
 //! tokens travel in them; headers are not logged at all.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use arc_swap::ArcSwapOption;
 use prometheus_client::metrics::counter::Counter;
 use serde::Serialize;
 use tracing::warn;
@@ -20,6 +23,8 @@ use crate::config;
 
 /// Lines that may wait for the writer.
 const QUEUE: usize = 8192;
+/// How often, at most, it is made sure that the file is still called so.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// The file of the access log can't be opened.
 #[derive(Debug, thiserror::Error)]
@@ -37,44 +42,72 @@ enum Entry {
     Line(String),
     /// Answered when all lines before it are written.
     Flush(SyncSender<()>),
+    /// What comes next goes into a file that is opened anew.
+    Reopen,
+}
+
+/// A place for lines with a writer that waits for them; `None`: they go nowhere.
+#[derive(Debug)]
+pub struct Opened(Option<SyncSender<Entry>>);
+
+impl Opened {
+    /// Opens the log and starts its writer.
+    ///
+    /// # Errors
+    ///
+    /// The file can't be opened for appending, or there is no thread left.
+    pub fn open(settings: &config::AccessLog) -> Result<Self, OpenError> {
+        let output = match settings {
+            config::AccessLog::Off => return Ok(Self(None)),
+            config::AccessLog::Stderr => Output::Stderr(io::stderr()),
+            config::AccessLog::File(path) => Output::append_to(path)?,
+        };
+        let (queue, lines) = sync_channel(QUEUE);
+        let thread = std::thread::Builder::new().name("access-log".to_owned());
+        let started = thread.spawn(move || write_lines(&lines, output));
+        let path = PathBuf::from("its thread");
+        started.map_err(|source| OpenError { path, source })?;
+        Ok(Self(Some(queue)))
+    }
 }
 
 /// Where lines are recorded; cheap to share.
 #[derive(Clone, Debug)]
 pub struct AccessLog {
-    queue: Option<SyncSender<Entry>>,
+    queue: Arc<ArcSwapOption<SyncSender<Entry>>>,
     dropped: Counter,
 }
 
 impl AccessLog {
-    /// Opens the log and starts its writer. `dropped` counts the lines that the writer was too
-    /// slow for.
-    ///
-    /// # Errors
-    ///
-    /// The file can't be opened for appending, or there is no thread left.
-    pub fn open(settings: &config::AccessLog, dropped: Counter) -> Result<Self, OpenError> {
-        let writer: Box<dyn Write + Send> = match settings {
-            config::AccessLog::Off => return Ok(Self { queue: None, dropped }),
-            config::AccessLog::Stderr => Box::new(io::stderr()),
-            config::AccessLog::File(path) => Box::new(append_to(path)?),
-        };
-        let (queue, lines) = sync_channel(QUEUE);
-        let thread = std::thread::Builder::new().name("access-log".to_owned());
-        let started = thread.spawn(move || write_lines(&lines, BufWriter::new(writer)));
-        let path = PathBuf::from("its thread");
-        started.map_err(|source| OpenError { path, source })?;
-        Ok(Self { queue: Some(queue), dropped })
+    /// A log that goes there. `dropped` counts the lines that its writer was too slow for.
+    pub fn new(opened: Opened, dropped: Counter) -> Self {
+        let log = Self { queue: Arc::default(), dropped };
+        log.redirect(opened);
+        log
+    }
+
+    /// Has all lines from now on go elsewhere; those before are still written where they were to go.
+    pub fn redirect(&self, opened: Opened) {
+        self.queue.store(opened.0.map(Arc::new));
+    }
+
+    /// Has a file opened anew under its name, since it may have been renamed.
+    pub fn reopen(&self) {
+        if let Some(queue) = &*self.queue.load() {
+            // A queue that is full has a writer that is stuck; it looks by itself later.
+            let _ = queue.try_send(Entry::Reopen);
+        }
     }
 
     /// Whether lines go anywhere: if not, they need not be made.
     pub fn is_on(&self) -> bool {
-        self.queue.is_some()
+        self.queue.load().is_some()
     }
 
     /// Records a line; never waits.
     pub fn record(&self, line: &impl Serialize) {
-        let Some(queue) = &self.queue else { return };
+        let queue = self.queue.load();
+        let Some(queue) = &*queue else { return };
         let sent =
             serde_json::to_string(line).is_ok_and(|line| queue.try_send(Entry::Line(line)).is_ok());
         if !sent {
@@ -84,7 +117,8 @@ impl AccessLog {
 
     /// Waits until all that was recorded is written, for at most `limit`. Blocks.
     pub fn flush(&self, limit: Duration) {
-        let Some(queue) = &self.queue else { return };
+        let queue = self.queue.load();
+        let Some(queue) = &*queue else { return };
         let (done, written) = sync_channel(1);
         // A queue that is full has a writer that is stuck: nothing to wait for.
         if queue.try_send(Entry::Flush(done)).is_ok() {
@@ -93,15 +127,65 @@ impl AccessLog {
     }
 }
 
-fn append_to(path: &PathBuf) -> Result<File, OpenError> {
-    let opened = OpenOptions::new().create(true).append(true).open(path);
-    opened.map_err(|source| OpenError { path: path.clone(), source })
+/// Where a writer writes to.
+enum Output {
+    Stderr(io::Stderr),
+    File {
+        path: PathBuf,
+        file: File,
+        /// When it was last made sure that the file is still called so.
+        looked: Instant,
+    },
+}
+
+impl Output {
+    fn append_to(path: &Path) -> Result<Self, OpenError> {
+        let opened = OpenOptions::new().create(true).append(true).open(path);
+        let file = opened.map_err(|source| OpenError { path: path.to_owned(), source })?;
+        Ok(Self::File { path: path.to_owned(), file, looked: Instant::now() })
+    }
+
+    /// Opens the file anew where another one, or none, is called so now.
+    fn follow_its_name(&mut self, now: bool) {
+        let Self::File { path, file, looked } = self else { return };
+        if !now && looked.elapsed() < LOOK {
+            return;
+        }
+        *looked = Instant::now();
+        let is = |found: io::Result<Metadata>| found.ok().map(|found| (found.dev(), found.ino()));
+        if is(std::fs::metadata(&*path)) == is(file.metadata()) {
+            return;
+        }
+        match Self::append_to(path) {
+            Ok(opened) => *self = opened,
+            // What is open still takes lines.
+            Err(error) => warn!(%error, cause = %error.source, "can't open the access log anew"),
+        }
+    }
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Stderr(stderr) => stderr.write(bytes),
+            Self::File { file, .. } => file.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Stderr(stderr) => stderr.flush(),
+            Self::File { file, .. } => file.flush(),
+        }
+    }
 }
 
 /// Writes until the last sender is gone; what is queued then is still written.
-fn write_lines(entries: &Receiver<Entry>, mut writer: BufWriter<Box<dyn Write + Send>>) {
+fn write_lines(entries: &Receiver<Entry>, output: Output) {
+    let mut writer = BufWriter::new(output);
     let mut failing = false;
     while let Ok(first) = entries.recv() {
+        writer.get_mut().follow_its_name(false);
         let mut written = Ok(());
         let mut flushes = Vec::new();
         // All that waits, at most a queue full, then the writer's own buffer.
@@ -109,6 +193,10 @@ fn write_lines(entries: &Receiver<Entry>, mut writer: BufWriter<Box<dyn Write + 
             match entry {
                 Entry::Line(line) => written = written.and_then(|()| writeln!(writer, "{line}")),
                 Entry::Flush(done) => flushes.push(done),
+                Entry::Reopen => {
+                    written = written.and_then(|()| writer.flush());
+                    writer.get_mut().follow_its_name(true);
+                }
             }
         }
         let written = written.and_then(|()| writer.flush());

@@ -10,7 +10,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::StatusCode;
 use prometheus_client::collector::Collector;
@@ -114,6 +114,13 @@ pub struct StateLabels {
     pub reason: &'static str,
 }
 
+/// The label of what went well or did not.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct OutcomeLabel {
+    /// `success` or `failure`.
+    pub outcome: &'static str,
+}
+
 /// The label of messages that did not reach their connection.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ReasonLabel {
@@ -155,6 +162,9 @@ pub struct Metrics {
     pub own_failures: Counter,
     /// Lines of the access log that were dropped.
     pub access_log_dropped: Counter,
+    reloads: Family<OutcomeLabel, Counter>,
+    last_reload_successful: Gauge,
+    last_reload_success: Gauge,
 }
 
 fn handshake_histogram() -> Histogram {
@@ -183,7 +193,11 @@ impl Metrics {
             backend_changes: Family::default(),
             own_failures: Counter::default(),
             access_log_dropped: Counter::default(),
+            reloads: Family::default(),
+            last_reload_successful: Gauge::default(),
+            last_reload_success: Gauge::default(),
         };
+        metrics.last_reload_successful.set(1);
         metrics.register_clients();
         metrics.register_connections();
         metrics.register_rest();
@@ -255,6 +269,17 @@ impl Metrics {
 
     fn register_rest(&mut self) {
         let registry = &mut self.registry;
+        registry.register("config_reloads", "Reloads of the config", self.reloads.clone());
+        registry.register(
+            "config_last_reload_successful",
+            "Whether the last reload of the config took effect",
+            self.last_reload_successful.clone(),
+        );
+        registry.register(
+            "config_last_reload_success_timestamp_seconds",
+            "When the config in force was read, in Unix time",
+            self.last_reload_success.clone(),
+        );
         registry.register(
             "backend_state_changes",
             "Changes of a backend's state",
@@ -344,6 +369,22 @@ impl Metrics {
                 .get_or_create_owned(&RequestLabels { route: route.clone(), code }),
             seconds: self.handshake_seconds.get_or_create_owned(&RouteLabel { route }),
         }
+    }
+
+    /// Notes that the config was read anew, and whether it took effect.
+    pub fn reloaded(&self, successful: bool, at: SystemTime) {
+        let outcome = if successful { "success" } else { "failure" };
+        self.reloads.get_or_create(&OutcomeLabel { outcome }).inc();
+        self.last_reload_successful.set(i64::from(successful));
+        if successful {
+            self.took_effect(at);
+        }
+    }
+
+    /// Notes when the config in force took effect.
+    pub fn took_effect(&self, at: SystemTime) {
+        let at = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        self.last_reload_success.set(i64::try_from(at).unwrap_or(i64::MAX));
     }
 
     /// Notes a message of others that could not be queued.

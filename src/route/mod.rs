@@ -55,6 +55,17 @@ pub enum Learn {
     SocketIo,
 }
 
+/// What becomes of the live connections of a route that leaves the config.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnRemoved {
+    /// They live until they end by themselves.
+    Keep,
+    /// They are closed one key at a time, over the pool's `drain_timeout`.
+    Drain,
+    /// They are closed at once.
+    Close,
+}
+
 /// What the config says of one route.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RouteSettings {
@@ -77,6 +88,8 @@ pub struct RouteSettings {
     pub learn: Learn,
     /// Origins that may open a WebSocket; empty: any. Compared without regard to case.
     pub allowed_origins: Vec<String>,
+    /// What becomes of its connections when it is gone from the config.
+    pub on_removed: OnRemoved,
     /// The most live WebSocket connections; 0: no limit.
     pub max_connections: usize,
     /// Between two reads of a request body.
@@ -264,6 +277,7 @@ mod tests {
             sticky_cookie: None,
             learn: Learn::Off,
             allowed_origins: Vec::new(),
+            on_removed: OnRemoved::Drain,
             max_connections: 0,
             body_timeout: Duration::ZERO,
             response_timeout: Duration::ZERO,

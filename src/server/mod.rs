@@ -5,6 +5,7 @@
 //! global, so that several can run in one process. It is built on a runtime of its owner's, the
 //! control runtime, on which everything runs that must not wait for a worker.
 
+pub mod reload;
 mod worker;
 
 use std::fmt;
@@ -20,12 +21,12 @@ use tokio::task::JoinSet;
 use tracing::{debug, error, info, warn};
 
 use self::worker::WorkerHandle;
-use crate::admin::{self, AdminError};
+use crate::admin::{Admin, AdminError};
 use crate::config::Config;
-use crate::fleet::{self, Fleet, Message};
+use crate::fleet::{self, Door, Fleet, Message, Order};
 use crate::http::{Shared, Snapshot};
 use crate::listen::{Listener, Loads};
-use crate::observe::access_log::{AccessLog, OpenError};
+use crate::observe::access_log::{AccessLog, OpenError, Opened};
 use crate::observe::metrics::{
     BackendLabels, BackendSample, Collect, Metrics, StateLabels, WorkerSample,
 };
@@ -67,14 +68,19 @@ pub enum StartError {
 }
 
 /// One running proxy.
-#[derive(Debug)]
 pub struct Server {
+    /// The config in force.
+    config: Config,
     fleet: Arc<Fleet>,
-    listeners: Vec<Arc<Listener>>,
-    admin: Option<SocketAddr>,
+    /// Where the admin API is, and what stops it.
+    admin: Option<(SocketAddr, watch::Sender<bool>)>,
     workers: Vec<WorkerHandle>,
+    /// What runs on the control runtime.
     watchers: JoinSet<()>,
-    stopping: watch::Sender<bool>,
+    /// The pools whose backends are watched, and what stops that.
+    watched: Vec<(Arc<Pool>, watch::Sender<bool>)>,
+    /// Told of every change of a backend.
+    observer: pool::Observer,
 }
 
 impl Server {
@@ -90,46 +96,55 @@ impl Server {
         let loads = Arc::new(Loads::new(config.server.workers));
         let collector = Arc::new(Owners { fleet: OnceLock::new(), loads: Arc::clone(&loads) });
         let metrics = Arc::new(Metrics::new(Box::new(Arc::clone(&collector))));
-        let pools = build_pools(&config, &metrics, &inboxes);
-        let snapshot = Snapshot::new(&config.routes, pools, &metrics);
+        let observer = observer(&metrics, &inboxes);
+        let pools = config.pools.iter();
+        let pools = pools.map(|settings| Pool::new(settings.clone(), Arc::clone(&observer)));
+        let pools: Vec<Arc<Pool>> = pools.collect();
+        let snapshot = Snapshot::new(&config.routes, pools.clone(), &metrics, None);
         let dropped = metrics.access_log_dropped.clone();
-        let access_log = AccessLog::open(&config.server.access_log, dropped)?;
+        let access_log = AccessLog::new(Opened::open(&config.server.access_log)?, dropped);
         let proxy_id = proxy_id(&config.server.name);
         let shared = Arc::new(Shared::new(proxy_id, snapshot, metrics, access_log));
         let name = config.server.name.clone();
         let listeners = bind_all(&config)?;
-        let fleet = Fleet::new(Arc::clone(&shared), name, listeners.clone(), inboxes.clone());
+        let fleet = Fleet::new(Arc::clone(&shared), name, listeners, inboxes.clone());
         let fleet = Arc::new(fleet);
+        fleet.set_admin_token(config.server.admin_token.clone());
         // Set once, here.
         let _ = collector.fleet.set(Arc::clone(&fleet));
-        let stopping = watch::Sender::new(false);
+        let admin = match config.server.admin {
+            Some(address) => Some(Admin::bind(address, Arc::clone(&fleet)).await?),
+            None => None,
+        };
         let mut server = Self {
+            config,
             fleet,
-            listeners,
             admin: None,
             workers: Vec::new(),
             watchers: JoinSet::new(),
-            stopping,
+            watched: Vec::new(),
+            observer,
         };
-        server.start_admin(&config).await?;
+        server.serve_admin(admin);
         if let Err(error) = server.start_workers(receivers, &loads, &inboxes) {
             server.stop(StopPlan::prompt()).await;
             return Err(error);
         }
-        server.watch_backends();
+        server.watch_backends(&pools);
+        server.fleet.shared.metrics.took_effect(SystemTime::now());
         server.fleet.set_ready(true);
         server.announce();
         Ok(server)
     }
 
-    async fn start_admin(&mut self, config: &Config) -> Result<(), StartError> {
-        let Some(address) = config.server.admin else { return Ok(()) };
-        let admin =
-            admin::Admin::bind(address, config.server.admin_token.clone(), Arc::clone(&self.fleet))
-                .await?;
-        self.admin = Some(admin.address());
-        self.watchers.spawn(admin.serve(self.stopped()));
-        Ok(())
+    /// Serves the admin API there from now on, and nowhere else.
+    fn serve_admin(&mut self, admin: Option<Admin>) {
+        self.admin = admin.map(|admin| {
+            let stop = watch::Sender::new(false);
+            let address = admin.address();
+            self.watchers.spawn(admin.serve(told(stop.subscribe())));
+            (address, stop)
+        });
     }
 
     fn start_workers(
@@ -139,10 +154,14 @@ impl Server {
         inboxes: &[mpsc::Sender<Message>],
     ) -> Result<(), StartError> {
         for (index, inbox) in (0u16..).zip(receivers) {
+            let listeners = self.fleet.listeners.load();
+            let doors = listeners.iter().map(|listener| {
+                Ok(Door { listener: Arc::clone(listener), socket: listener.handle()? })
+            });
             let parts = worker::Parts {
                 index,
                 shared: Arc::clone(&self.fleet.shared),
-                listeners: self.listeners.clone(),
+                doors: doors.collect::<io::Result<_>>().map_err(StartError::Worker)?,
                 loads: Arc::clone(loads),
                 inboxes: inboxes.to_vec(),
                 inbox,
@@ -152,44 +171,40 @@ impl Server {
         Ok(())
     }
 
-    fn watch_backends(&mut self) {
-        let snapshot = self.fleet.shared.snapshot.load_full();
-        for pool in snapshot.pools() {
-            for backend in pool.backends() {
-                let (pool, backend) = (Arc::clone(pool), Arc::clone(backend));
-                self.watchers.spawn(pool::health::watch(pool, backend, self.stopped()));
-            }
-        }
-    }
-
     fn announce(&self) {
-        for listener in &self.listeners {
+        for listener in self.fleet.listeners.load().iter() {
             info!(listener = %listener.label, address = %listener.address, "listening");
         }
-        if let Some(admin) = self.admin {
+        if let Some(admin) = self.admin() {
             info!(address = %admin, "admin API");
         }
         let workers = self.workers.len();
         info!(proxy = %self.fleet.shared.proxy_id, workers, "ready");
     }
 
-    /// Resolves when the proxy is told to stop.
-    fn stopped(&self) -> impl Future<Output = ()> + Send + 'static {
-        let mut stopping = self.stopping.subscribe();
-        async move {
-            // A sender that is gone means the same.
-            let _ = stopping.wait_for(|stopping| *stopping).await;
-        }
+    /// Has a log file opened anew under its name: log rotation has renamed it.
+    pub fn reopen_logs(&self) {
+        self.fleet.shared.access_log.reopen();
+    }
+
+    /// Has others' orders carried out by who gets them from the other end.
+    pub(crate) fn obey(&self, operator: mpsc::Sender<Order>) {
+        self.fleet.obey(operator);
+    }
+
+    /// The config in force.
+    pub fn config(&self) -> &Config {
+        &self.config
     }
 
     /// Where clients connect, in the order of the config, with the ports that were taken.
-    pub fn listeners(&self) -> impl Iterator<Item = SocketAddr> {
-        self.listeners.iter().map(|listener| listener.address)
+    pub fn listeners(&self) -> Vec<SocketAddr> {
+        self.fleet.listeners.load().iter().map(|listener| listener.address).collect()
     }
 
     /// Where the admin API is, if there is one.
     pub fn admin(&self) -> Option<SocketAddr> {
-        self.admin
+        self.admin.as_ref().map(|(address, _)| *address)
     }
 
     /// The pools in force.
@@ -218,13 +233,14 @@ impl Server {
         info!(delay = ?plan.delay, grace = ?plan.grace, "stopping");
         tokio::time::sleep(plan.delay).await;
         let over = Instant::now() + plan.grace;
-        self.listeners.iter().for_each(|listener| listener.close());
+        self.fleet.listeners.load().iter().for_each(|listener| listener.close());
         let stopped = stop_workers(std::mem::take(&mut self.workers), plan);
         let cut = tokio::time::timeout(plan.grace + LATEST, stopped).await.unwrap_or_else(|_| {
             error!("a worker does not stop; it is left behind");
             0
         });
-        self.stopping.send_replace(true);
+        self.admin = None;
+        self.watched.clear();
         let left = over.saturating_duration_since(Instant::now()).min(LAST_ANSWERS);
         let watchers = async { while self.watchers.join_next().await.is_some() {} };
         // Who asks the admin API and then says or takes no more is not waited for.
@@ -277,27 +293,28 @@ fn bind_all(config: &Config) -> Result<Vec<Arc<Listener>>, StartError> {
     bound.collect()
 }
 
-fn build_pools(
-    config: &Config,
-    metrics: &Arc<Metrics>,
-    inboxes: &[mpsc::Sender<Message>],
-) -> Vec<Arc<Pool>> {
-    let observer: pool::Observer = {
-        let metrics = Arc::clone(metrics);
-        let inboxes = inboxes.to_vec();
-        let control = Handle::current();
-        Arc::new(move |event: &pool::Event| match event {
-            pool::Event::Backend(event) => {
-                note_change(event, &metrics);
-                if event.transition.to == State::Lost {
-                    end_connections(event, &inboxes, &control);
-                }
+/// Resolves when told so. A sender that is gone tells the same.
+fn told(mut stop: watch::Receiver<bool>) -> impl Future<Output = ()> + Send + 'static {
+    async move {
+        let _ = stop.wait_for(|stop| *stop).await;
+    }
+}
+
+/// Who is told of the changes of all backends: the log, the metrics, and the workers whose
+/// connections end with a backend that is lost.
+fn observer(metrics: &Arc<Metrics>, inboxes: &[mpsc::Sender<Message>]) -> pool::Observer {
+    let metrics = Arc::clone(metrics);
+    let inboxes = inboxes.to_vec();
+    let control = Handle::current();
+    Arc::new(move |event: &pool::Event| match event {
+        pool::Event::Backend(event) => {
+            note_change(event, &metrics);
+            if event.transition.to == State::Lost {
+                end_connections(event, &inboxes, &control);
             }
-            pool::Event::Panic(event) => note_panic(event),
-        })
-    };
-    let pools = config.pools.iter();
-    pools.map(|settings| Pool::new(settings.clone(), Arc::clone(&observer))).collect()
+        }
+        pool::Event::Panic(event) => note_panic(event),
+    })
 }
 
 /// Says once that a backend's state has changed, and counts it.
@@ -412,6 +429,12 @@ impl Collect for Arc<Owners> {
 
     fn descriptors(&self) -> (u64, u64) {
         crate::descriptors::limit()
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Server").field("fleet", &self.fleet).finish_non_exhaustive()
     }
 }
 

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tracing::{error, warn};
 
-use crate::fleet::{Message, Passed, Query, Row};
+use crate::fleet::{Door, Message, Passed, Query, Row};
 use crate::http::{Accepted, Context, Shared};
 use crate::listen::{Listener, Loads};
 use crate::observe::metrics::ListenerCounts;
@@ -69,7 +69,7 @@ pub(super) struct Parts {
     /// What all workers share.
     pub(super) shared: Arc<Shared>,
     /// Where clients connect.
-    pub(super) listeners: Vec<Arc<Listener>>,
+    pub(super) doors: Vec<Door>,
     /// How loaded all workers are.
     pub(super) loads: Arc<Loads>,
     /// The inboxes of all workers.
@@ -115,41 +115,66 @@ pub(super) fn start(parts: Parts) -> io::Result<WorkerHandle> {
 
 struct Worker {
     context: Rc<Context>,
-    accepting: Tasks,
+    /// What it accepts from, each with the task that does.
+    accepting: Vec<(Arc<Listener>, Tasks)>,
     index: usize,
     loads: Arc<Loads>,
+    inboxes: Vec<mpsc::Sender<Message>>,
 }
 
 impl Worker {
     fn new(parts: Parts) -> io::Result<(Self, mpsc::Receiver<Message>)> {
         let table = Rc::new(Table::new(parts.index));
         let context = Rc::new(Context::new(parts.shared, table, Tasks::default()));
-        let accepting = Tasks::default();
-        for listener in parts.listeners {
-            let accepter = Accepter {
-                socket: listener.handle()?,
-                counts: context.shared.metrics.of_listener(&listener.label),
-                listener,
-                index: usize::from(parts.index),
-                loads: Arc::clone(&parts.loads),
-                inboxes: parts.inboxes.clone(),
-                context: Rc::clone(&context),
-            };
-            let stopping = accepting.stopping();
-            accepting.spawn(async move {
-                tokio::select! {
-                    () = stopping => {}
-                    () = accepter.run() => {}
-                }
-            });
+        let mut worker = Self {
+            context,
+            accepting: Vec::new(),
+            index: usize::from(parts.index),
+            loads: parts.loads,
+            inboxes: parts.inboxes,
+        };
+        for door in parts.doors {
+            worker.listen(door)?;
         }
-        let (index, loads) = (usize::from(parts.index), parts.loads);
-        let worker = Self { context, accepting, index, loads };
         Ok((worker, parts.inbox))
     }
 
+    /// Begins to accept from a listener.
+    fn listen(&mut self, door: Door) -> io::Result<()> {
+        let Door { listener, socket } = door;
+        let accepter = Accepter {
+            socket: tokio::net::TcpListener::from_std(socket)?,
+            counts: self.context.shared.metrics.of_listener(&listener.label),
+            listener: Arc::clone(&listener),
+            index: self.index,
+            loads: Arc::clone(&self.loads),
+            inboxes: self.inboxes.clone(),
+            context: Rc::clone(&self.context),
+        };
+        let tasks = Tasks::default();
+        let stopping = tasks.stopping();
+        tasks.spawn(async move {
+            tokio::select! {
+                () = stopping => {}
+                () = accepter.run() => {}
+            }
+        });
+        self.accepting.push((listener, tasks));
+        Ok(())
+    }
+
+    fn unlisten(&mut self, listener: &Arc<Listener>) {
+        self.accepting.retain(|(one, tasks)| {
+            let goes = Arc::ptr_eq(one, listener);
+            if goes {
+                tasks.stop();
+            }
+            !goes
+        });
+    }
+
     /// Runs until it was told to stop and has; tells how many client connections were cut.
-    async fn run(self, mut inbox: mpsc::Receiver<Message>) -> usize {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Message>) -> usize {
         let mut ticks = tokio::time::interval(Duration::from_millis(TICK_MILLIS.into()));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let plan = loop {
@@ -166,13 +191,15 @@ impl Worker {
     }
 
     async fn stop(
-        self,
+        mut self,
         plan: StopPlan,
         mut inbox: mpsc::Receiver<Message>,
         mut ticks: tokio::time::Interval,
     ) -> usize {
-        self.accepting.stop();
-        self.accepting.all_ended().await;
+        for (_, accepting) in std::mem::take(&mut self.accepting) {
+            accepting.stop();
+            accepting.all_ended().await;
+        }
         self.context.tasks.stop();
         self.context.upstreams.close();
         let started = Instant::now();
@@ -214,9 +241,20 @@ impl Worker {
         self.context.upstreams.expire();
     }
 
-    fn handle(&self, message: Message) {
+    fn handle(&mut self, message: Message) {
         let table = &self.context.table;
         match message {
+            Message::Doors { opened, closed, done } => {
+                for door in opened {
+                    let label = Arc::clone(&door.listener.label);
+                    if let Err(error) = self.listen(door) {
+                        error!(listener = %label, %error, "a worker can't accept from a listener");
+                    }
+                }
+                closed.iter().for_each(|listener| self.unlisten(listener));
+                // Whoever asked may have stopped waiting.
+                let _ = done.send(());
+            }
             Message::Serve(passed) => self.serve(passed),
             Message::Deliver { serial, frame, reply } => {
                 let delivered = table.get(serial).map(|connection| connection.deliver(frame));

@@ -216,8 +216,17 @@ impl Proxy {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config.toml");
         std::fs::write(&path, config).unwrap();
+        Self::run(&path, folder, environment)
+    }
+
+    /// With a config file of the caller's.
+    pub fn start_at(path: &Path) -> Self {
+        Self::run(path, tempfile::tempdir().unwrap(), &[])
+    }
+
+    fn run(path: &Path, folder: tempfile::TempDir, environment: &[(&str, &str)]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_steadfast"));
-        command.arg("run").arg("--config").arg(&path).envs(environment.iter().copied());
+        command.arg("run").arg("--config").arg(path).envs(environment.iter().copied());
         let mut process = Process::start("proxy", &mut command);
         process.wait_for("ready", |line| line.contains(" ready ").then_some(()));
         let output = process.output();
@@ -241,6 +250,29 @@ impl Proxy {
 
     pub fn folder(&self) -> &Path {
         self.folder.path()
+    }
+
+    pub fn config_file(&self) -> PathBuf {
+        self.folder.path().join("config.toml")
+    }
+
+    /// Saves another config under its name, as most editors do.
+    pub fn save(&self, config: &str) {
+        let new = self.folder.path().join("config.toml.new");
+        std::fs::write(&new, config).unwrap();
+        std::fs::rename(&new, self.config_file()).unwrap();
+    }
+
+    /// How many reloads have gone this way: `success` or `failure`.
+    pub fn reloads(&self, outcome: &str) -> f64 {
+        self.metric("steadfast_config_reloads_total", &[("outcome", outcome)])
+    }
+
+    /// Asks the admin API to do something; the answer as JSON, with its status.
+    #[track_caller]
+    pub fn post(&self, path: &str, body: &str) -> (u16, serde_json::Value) {
+        let answer = http::request(self.admin, "POST", path, &[], body.as_bytes());
+        (answer.status, serde_json::from_slice(&answer.body).unwrap_or_default())
     }
 
     /// An answer of the admin API, as JSON.

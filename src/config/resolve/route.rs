@@ -14,7 +14,7 @@ use crate::config::problems::Problems;
 use crate::config::raw::{Cursor, Located};
 use crate::config::unsupported::NOT_SUPPORTED;
 use crate::config::value::quoted;
-use crate::route::{HostPattern, KeySource, Learn, PathPattern, RouteSettings};
+use crate::route::{HostPattern, KeySource, Learn, OnRemoved, PathPattern, RouteSettings};
 use crate::ws::RelayPolicy;
 
 /// Payload of one message: RFC 6455 section 5.2 allows for 63 bits.
@@ -69,6 +69,9 @@ pub(super) fn resolve(mut table: Cursor<'_>, index: usize, problems: &mut Proble
     let learn = super::choice(&mut table, "learn", &known, Learn::Off, problems);
     let allowed_origins = origins(&mut table, problems);
     super::choice(&mut table, "on_backend_loss", &[("close", ())], (), problems);
+    let known =
+        [("keep", OnRemoved::Keep), ("drain", OnRemoved::Drain), ("close", OnRemoved::Close)];
+    let on_removed = super::choice(&mut table, "on_removed", &known, OnRemoved::Drain, problems);
     let max_connections = count_or_zero(&mut table, "max_connections", problems);
     let (body_timeout, response_timeout) = timeouts(&mut table, problems);
     let relay = relay(&mut table, problems);
@@ -85,6 +88,7 @@ pub(super) fn resolve(mut table: Cursor<'_>, index: usize, problems: &mut Proble
             sticky_cookie,
             learn,
             allowed_origins,
+            on_removed,
             max_connections,
             body_timeout,
             response_timeout,

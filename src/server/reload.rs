@@ -1,0 +1,338 @@
+//! Puts another config in force while the proxy runs, all of it or nothing.
+//!
+//! Three steps, of which only the last changes anything. [`Server::plan`] compares the new config
+//! with that in force. `Prepared` gets all that can fail: addresses are bound, TLS is set up, the
+//! access log is opened. Then everything takes effect: pools that changed are built anew of what
+//! they know, routes and pools are swapped in one pointer, workers are told of listeners, and what
+//! is gone is let go. What did not change is the same object as before, with its counts, verdicts and places.
+//!
+//! Live connections hold none of it but what they were opened with.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use serde::Serialize;
+use tokio::sync::watch;
+use tracing::info;
+
+use super::Server;
+use crate::admin::{Admin, AdminError};
+use crate::config::diff::{self, Act, Change, Diff, Part, diff};
+use crate::config::{Config, Problems};
+use crate::fleet::LastReload;
+use crate::http::Snapshot;
+use crate::listen::{Listener, ListenerSettings};
+use crate::observe::access_log::{OpenError, Opened};
+use crate::pool::{self, Pool, PoolSettings};
+use crate::route::OnRemoved;
+
+/// So many problems of a config go into one log line.
+const PROBLEMS_TOLD: usize = 10;
+
+/// Why a config was not put in force. The one before it still is, to the last detail.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    /// It is not valid.
+    #[error("{0}")]
+    Invalid(Problems),
+    /// A listener can't be opened.
+    #[error("listener {listener}: can't listen on {address}")]
+    Listen {
+        /// Its name or address.
+        listener: String,
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The admin address can't be bound.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    /// The access log can't be opened.
+    #[error(transparent)]
+    AccessLog(#[from] OpenError),
+}
+
+impl ReloadError {
+    /// What is wrong, with places or causes, on one line.
+    pub fn told(&self) -> String {
+        if let Self::Invalid(problems) = self {
+            let mut told: Vec<String> = problems.lines().take(PROBLEMS_TOLD).collect();
+            if problems.len() > told.len() {
+                told.push(format!("and {} more", problems.len() - told.len()));
+            }
+            return told.join("; ");
+        }
+        let mut told = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            told.push_str(&format!(": {error}"));
+            cause = error.source();
+        }
+        told
+    }
+}
+
+/// What becomes of live connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fate {
+    /// They go on as they are.
+    Kept,
+    /// They are closed one key at a time, spread over the pool's `drain_timeout`.
+    Drained,
+    /// They are closed at once.
+    Closed,
+}
+
+impl From<OnRemoved> for Fate {
+    fn from(of_route: OnRemoved) -> Self {
+        match of_route {
+            OnRemoved::Keep => Self::Kept,
+            OnRemoved::Drain => Self::Drained,
+            OnRemoved::Close => Self::Closed,
+        }
+    }
+}
+
+/// A change, and what it means to those who are connected.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PlannedChange {
+    /// What changes.
+    #[serde(flatten)]
+    pub change: Change,
+    /// Live connections that are touched.
+    pub connections: usize,
+    /// What becomes of them; `None` where there can be none.
+    pub fate: Option<Fate>,
+}
+
+/// What a reload changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Planned {
+    /// Part by part.
+    pub changes: Vec<PlannedChange>,
+    /// Keys that differ and take effect only when the process starts anew.
+    pub needs_restart: Vec<&'static str>,
+}
+
+/// All that a reload needs and that could have failed.
+struct Prepared {
+    listeners: Listeners,
+    /// `None`: the admin API stays where it is.
+    admin: Option<Option<Admin>>,
+    /// `None`: the access log stays as it is.
+    access_log: Option<Opened>,
+}
+
+/// What becomes of the listeners.
+#[derive(Default)]
+struct Listeners {
+    /// All of the new config, in its order.
+    all: Vec<Arc<Listener>>,
+    /// Those of them that workers don't know yet, with a handle for each worker.
+    opened: Vec<(Arc<Listener>, Vec<std::net::TcpListener>)>,
+    /// Those that others have taken the place of, on the same socket.
+    replaced: Vec<Arc<Listener>>,
+    /// Those whose address is gone from the config.
+    closed: Vec<Arc<Listener>>,
+}
+
+impl Server {
+    /// Tells what a reload of `new` would change, and whom it would touch. Changes nothing.
+    pub fn plan(&self, new: &Config) -> Planned {
+        let Diff { changes, fixed } = diff(&self.config, new);
+        let changes = changes.into_iter().map(|change| self.planned(change)).collect();
+        Planned { changes, needs_restart: fixed }
+    }
+
+    fn planned(&self, change: Change) -> PlannedChange {
+        let snapshot = self.fleet.shared.snapshot.load();
+        let (connections, fate) = match (change.part, &change.act) {
+            (Part::Route, Act::Removed) => {
+                let route =
+                    snapshot.routes().iter().find(|route| *route.names.route == *change.name);
+                route.map_or((0, None), |route| {
+                    (route.live(), Some(route.settings.on_removed.into()))
+                })
+            }
+            (Part::Backend, Act::Removed) => {
+                let backend = change.name.split_once('/').and_then(|(pool, id)| {
+                    snapshot.pools().iter().find(|one| one.name() == pool)?.backend(id).cloned()
+                });
+                backend.map_or((0, None), |backend| (backend.connections(), Some(Fate::Drained)))
+            }
+            (Part::Listener, Act::Removed) => {
+                let names = diff::listener_names(&self.config.listeners);
+                let listeners = self.fleet.listeners.load();
+                let mut known = names.iter().zip(listeners.iter());
+                let listener = known.find(|((name, _), _)| *name == change.name);
+                listener.map_or((0, None), |(_, one)| (one.limits.open(), Some(Fate::Kept)))
+            }
+            _ => (0, None),
+        };
+        PlannedChange { change, connections, fate }
+    }
+
+    /// Puts `new` in force, and tells what has changed.
+    ///
+    /// What can't change while the process runs stays as it is, and is told too.
+    ///
+    /// # Errors
+    ///
+    /// Something that `new` asks for can't be had. Nothing has changed then.
+    pub async fn reload(&mut self, mut new: Config) -> Result<Planned, ReloadError> {
+        let planned = self.plan(&new);
+        // Kept as it is, so that the next reload tells of it again.
+        new.server.name.clone_from(&self.config.server.name);
+        new.server.workers = self.config.server.workers;
+        new.server.log_format = self.config.server.log_format;
+        if !planned.changes.is_empty() {
+            let prepared = self.prepare(&new).await?;
+            self.put_in_force(new, prepared).await;
+        }
+        Ok(planned)
+    }
+
+    /// Notes how a reload went, where others look for it, and tells the log.
+    pub fn note_reload(&self, outcome: &Result<Planned, ReloadError>) {
+        let error = outcome.as_ref().err().map(ReloadError::told);
+        let at = SystemTime::now();
+        self.fleet.shared.metrics.reloaded(error.is_none(), at);
+        match outcome {
+            Ok(planned) => {
+                for PlannedChange { change, connections, .. } in &planned.changes {
+                    info!(%change, connections, "config changed");
+                }
+                for key in &planned.needs_restart {
+                    tracing::warn!(key, "this takes effect only when the process starts anew");
+                }
+                info!(changes = planned.changes.len(), "config reloaded");
+            }
+            Err(_) => {
+                let error = error.as_deref().unwrap_or_default();
+                tracing::error!(error, "config not reloaded: the one before stays in force");
+            }
+        }
+        let last = LastReload { at, error };
+        *self.fleet.last_reload.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
+            Some(last);
+    }
+
+    async fn prepare(&self, new: &Config) -> Result<Prepared, ReloadError> {
+        let listeners = self.prepare_listeners(&new.listeners)?;
+        let mut prepared = Prepared { listeners, admin: None, access_log: None };
+        let (old, server) = (&self.config.server, &new.server);
+        if old.admin != server.admin {
+            prepared.admin = Some(match server.admin {
+                Some(address) => Some(Admin::bind(address, Arc::clone(&self.fleet)).await?),
+                None => None,
+            });
+        }
+        if old.access_log != server.access_log {
+            prepared.access_log = Some(Opened::open(&server.access_log)?);
+        }
+        Ok(prepared)
+    }
+
+    fn prepare_listeners(&self, settings: &[ListenerSettings]) -> Result<Listeners, ReloadError> {
+        let mut prepared = Listeners::default();
+        let known = self.fleet.listeners.load();
+        let names = diff::listener_names(&self.config.listeners);
+        let mut known: Vec<_> = names.iter().map(|(name, _)| name).zip(known.iter()).collect();
+        for (name, settings) in diff::listener_names(settings) {
+            let failed = |source| ReloadError::Listen {
+                listener: settings.name.clone().unwrap_or_else(|| settings.bind.to_string()),
+                address: settings.bind,
+                source,
+            };
+            let position = known.iter().position(|(known, _)| **known == name);
+            let before = position.map(|position| known.swap_remove(position).1);
+            let listener = match before {
+                Some(before) if before.settings == *settings => {
+                    prepared.all.push(Arc::clone(before));
+                    continue;
+                }
+                Some(before) => {
+                    prepared.replaced.push(Arc::clone(before));
+                    before.renewed(settings.clone()).map_err(failed)?
+                }
+                None => Listener::bind(settings.clone()).map_err(failed)?,
+            };
+            let listener = Arc::new(listener);
+            let handles = (0..self.fleet.workers()).map(|_| listener.handle());
+            let handles = handles.collect::<io::Result<_>>().map_err(failed)?;
+            prepared.all.push(Arc::clone(&listener));
+            prepared.opened.push((listener, handles));
+        }
+        prepared.closed = known.into_iter().map(|(_, listener)| Arc::clone(listener)).collect();
+        Ok(prepared)
+    }
+
+    /// From here on nothing fails.
+    async fn put_in_force(&mut self, new: Config, prepared: Prepared) {
+        let shared = Arc::clone(&self.fleet.shared);
+        let before = shared.snapshot.load_full();
+        if let Some(opened) = prepared.access_log {
+            shared.access_log.redirect(opened);
+        }
+        let pools: Vec<Arc<Pool>> =
+            new.pools.iter().map(|settings| self.pool(settings, before.pools())).collect();
+        self.watch_backends(&pools);
+        let snapshot = Snapshot::new(&new.routes, pools, &shared.metrics, Some(&before));
+        shared.snapshot.store(Arc::new(snapshot));
+        self.exchange_listeners(prepared.listeners).await;
+        if let Some(admin) = prepared.admin {
+            self.serve_admin(admin);
+        }
+        self.fleet.set_admin_token(new.server.admin_token.clone());
+        self.config = new;
+    }
+
+    /// The pool of these settings: the same as before where they are the same.
+    fn pool(&self, settings: &PoolSettings, before: &[Arc<Pool>]) -> Arc<Pool> {
+        match before.iter().find(|pool| pool.name() == settings.name) {
+            Some(pool) if pool.settings() == settings => Arc::clone(pool),
+            Some(pool) => pool.rebuild(settings.clone()),
+            None => Pool::new(settings.clone(), Arc::clone(&self.observer)),
+        }
+    }
+
+    /// Has these pools' backends watched, and no others.
+    pub(super) fn watch_backends(&mut self, pools: &[Arc<Pool>]) {
+        // Who has ended is let go of, so that reloads leave nothing behind.
+        while self.watchers.try_join_next().is_some() {}
+        let mut before = std::mem::take(&mut self.watched);
+        for pool in pools {
+            let known = before.iter().position(|(one, _)| Arc::ptr_eq(one, pool));
+            let stop = known.map_or_else(
+                || {
+                    let stop = watch::Sender::new(false);
+                    for backend in pool.backends() {
+                        let (pool, backend) = (Arc::clone(pool), Arc::clone(backend));
+                        let stopped = super::told(stop.subscribe());
+                        self.watchers.spawn(pool::health::watch(pool, backend, stopped));
+                    }
+                    stop
+                },
+                |known| before.swap_remove(known).1,
+            );
+            self.watched.push((Arc::clone(pool), stop));
+        }
+        // The watches of those that are left end with their senders.
+    }
+
+    async fn exchange_listeners(&mut self, prepared: Listeners) {
+        let Listeners { all, opened, replaced, closed } = prepared;
+        self.fleet.listeners.store(Arc::new(all));
+        let gone: Vec<Arc<Listener>> = replaced.into_iter().chain(closed.iter().cloned()).collect();
+        let opened = opened.into_iter().map(|(listener, handles)| (listener, handles.into_iter()));
+        self.fleet.exchange_doors(opened.collect(), &gone).await;
+        for gone in closed {
+            info!(listener = %gone.label, address = %gone.address, "no longer listening");
+            gone.close();
+        }
+    }
+}
