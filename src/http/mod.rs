@@ -86,7 +86,8 @@ pub struct Route {
     /// What its relays count.
     pub counts: Arc<RelayCounts>,
     handshakes: HandshakeCounts,
-    live: AtomicUsize,
+    /// Shared by all that have had its name: a reload changes no count.
+    live: Arc<AtomicUsize>,
 }
 
 impl Route {
@@ -106,9 +107,10 @@ impl Route {
     }
 }
 
-/// A WebSocket of a route, from before its handshake; counts towards `max_connections`.
+/// A WebSocket of a route, from before its handshake; counts towards `max_connections`. It does not
+/// hold the route: that would keep the ring of a config of long ago.
 #[derive(Debug)]
-struct Live(Arc<Route>);
+struct Live(Arc<AtomicUsize>);
 
 impl Live {
     /// `None` if the route is full.
@@ -117,19 +119,13 @@ impl Live {
         // In one step: who is refused never stands in the way of another for a moment.
         let more = |live| (limit == 0 || live < limit).then_some(live + 1);
         let taken = route.live.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
-        taken.ok().map(|_| Self(Arc::clone(route)))
-    }
-}
-
-impl Live {
-    fn route(&self) -> &Arc<Route> {
-        &self.0
+        taken.ok().map(|_| Self(Arc::clone(&route.live)))
     }
 }
 
 impl Drop for Live {
     fn drop(&mut self) {
-        self.0.live.fetch_sub(1, Ordering::Relaxed);
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -170,7 +166,7 @@ impl Snapshot {
                 pool: Arc::clone(pool),
                 counts: metrics.relay_counts(&settings.name),
                 handshakes: metrics.handshake_counts(&settings.name),
-                live: AtomicUsize::new(0),
+                live: known.map(|known| Arc::clone(&known.live)).unwrap_or_default(),
                 settings: settings.clone(),
             }))
         });

@@ -97,6 +97,7 @@ pub(super) async fn open(
         upstream,
         entry,
         live,
+        route: Arc::clone(route),
         place: opening.target.into_place(),
         accepted: handshake.accepted,
         opens_session,
@@ -367,6 +368,7 @@ pub(super) struct Tunnel {
     upstream: Upstream,
     entry: Entry,
     live: Live,
+    route: Arc<Route>,
     place: Place,
     accepted: Rc<Accepted>,
     /// Its first message may open a session.
@@ -376,14 +378,13 @@ pub(super) struct Tunnel {
 impl Tunnel {
     /// Its client was gone before it had its 101.
     pub(super) fn give_up(self) {
-        self.context.shared.metrics.refuse(&self.live.route().names.route, "client_gone");
+        self.context.shared.metrics.refuse(&self.route.names.route, "client_gone");
     }
 
     /// Has the relay begin, in a task of its own. `client` has its 101, and what it has sent behind
     /// its handshake is `read_from_client`.
     pub(super) fn begin(self, client: Stream, read_from_client: Vec<u8>) {
-        let Self { context, upstream, entry, live, mut place, accepted, opens_session } = self;
-        let route = Arc::clone(live.route());
+        let Self { context, upstream, entry, live, route, mut place, accepted, opens_session } = self;
         let Upstream { backend, stream, read_ahead, reserved, counted } = upstream;
         let first_message = opens_session.then(|| {
             let (pool, client) = (Arc::clone(&route.pool), entry.connection().facts.client);
