@@ -293,7 +293,7 @@ fn why_chosen(pool: &Pool, key: &str, backend: &str) -> String {
 }
 
 fn described(backend: &Backend) -> String {
-    format!("{} ({})", backend.id(), backend.state().as_str().replace('_', " "))
+    format!("{} ({})", backend.id(), backend.condition().replace('_', " "))
 }
 
 fn without_key(route: &Route, told: &mut Explanation) {
@@ -313,7 +313,8 @@ fn without_key(route: &Route, told: &mut Explanation) {
 /// Tells of a request that any backend may get. Not by a choice: that would take the turn of a
 /// real one.
 fn anywhere(pool: &Pool, why: String, told: &mut Explanation) {
-    if !pool.backends().iter().any(|backend| backend.in_service()) {
+    let serves = |backend: &Arc<Backend>| backend.in_service() && !backend.is_draining();
+    if !pool.backends().iter().any(serves) {
         return told.why.push(refused(pool));
     }
     told.why.push(why);

@@ -330,7 +330,7 @@ fn without_ports(text: &str) -> String {
     all
 }
 
-const CLOSE_REASONS: [CloseReason; 14] = [
+const CLOSE_REASONS: [CloseReason; 16] = [
     CloseReason::ClientClosed(None),
     CloseReason::ClientEnded,
     CloseReason::ClientReset,
@@ -343,6 +343,8 @@ const CLOSE_REASONS: [CloseReason; 14] = [
     CloseReason::IdleTimeout,
     CloseReason::PingTimeout,
     CloseReason::Shutdown,
+    CloseReason::Drained,
+    CloseReason::RouteRemoved,
     CloseReason::SlowClient,
     CloseReason::Internal,
 ];

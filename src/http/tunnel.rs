@@ -127,7 +127,9 @@ enum Target {
 
 impl Target {
     fn new(pool: &Arc<Pool>, key: Option<&Key>, session: Session) -> Result<Self, Refused> {
-        if let Session::Of(visit) = session {
+        if let Session::Of(visit) = session
+            && !is_left_behind(pool, key, &visit)
+        {
             let place = key.and_then(|key| pool.place(key.as_str()).ok());
             let place = place.filter(|place| Arc::ptr_eq(place.backend(), visit.backend()));
             return Ok(Self::Session(visit, place.map(Box::new)));
@@ -192,15 +194,27 @@ impl Target {
             }
             Self::Anywhere(_) => Ok(()),
             Self::Session(visit, _) if visit.backend().is_lost() => Err(Moved::Nowhere),
-            Self::Session(_, place) => {
-                // Where the key has moved meanwhile the session has not.
+            Self::Session(visit, place) => {
+                // Where the key has moved meanwhile the session has not, but for a drain, in which
+                // the key was closed, and whoever else was there with it.
                 if place.as_mut().is_some_and(|place| place.establish().is_err()) {
+                    if visit.backend().is_draining() {
+                        return Err(Moved::Nowhere);
+                    }
                     *place = None;
                 }
                 Ok(())
             }
         }
     }
+}
+
+/// Whether a session is at a backend that is drained, while its key lives elsewhere by now: the turn
+/// of that has come, and the session goes with it.
+fn is_left_behind(pool: &Pool, key: Option<&Key>, visit: &Visit) -> bool {
+    let placed = || pool.find(key?.as_str());
+    visit.backend().is_draining()
+        && placed().is_some_and(|placed| !Arc::ptr_eq(&placed.backend, visit.backend()))
 }
 
 /// A backend's side of a WebSocket that is open.
@@ -233,6 +247,10 @@ impl Opening<'_> {
     /// Finds a backend that answers, and holds the place of the key there.
     async fn shake_hands(&mut self) -> Result<Answer, Refused> {
         for _ in 0..MOVES {
+            // Where its key was closed for a drain: not before that has ended there.
+            if let Some(key) = self.target.key() {
+                self.route.pool.vacated(&key).await;
+            }
             let sender = self.connect().await?;
             let answer = self.ask(sender).await?;
             if let Answer::Refusal(_) = answer {

@@ -5,6 +5,7 @@
 //! global, so that several can run in one process. It is built on a runtime of its owner's, the
 //! control runtime, on which everything runs that must not wait for a worker.
 
+mod drain;
 mod worker;
 
 use std::fmt;
@@ -19,6 +20,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, error, info, warn};
 
+use self::drain::Conductor;
 use self::worker::WorkerHandle;
 use crate::admin::{self, AdminError};
 use crate::config::Config;
@@ -27,9 +29,10 @@ use crate::http::{Shared, Snapshot};
 use crate::listen::{Listener, Loads};
 use crate::observe::access_log::{AccessLog, OpenError};
 use crate::observe::metrics::{
-    BackendLabels, BackendSample, Collect, Metrics, StateLabels, WorkerSample,
+    BackendLabels, BackendSample, Collect, DrainLabels, Metrics, StateLabels, WorkerSample,
 };
-use crate::pool::{self, BackendEvent, Pool, State};
+use crate::pool::verdict::Transition;
+use crate::pool::{self, Backend, BackendEvent, Change, Clearing, DrainChange, Pool, State};
 use crate::shutdown::StopPlan;
 
 pub use crate::fleet::DeliverError;
@@ -74,6 +77,7 @@ pub struct Server {
     admin: Option<SocketAddr>,
     workers: Vec<WorkerHandle>,
     watchers: JoinSet<()>,
+    conductor: Arc<Conductor>,
     stopping: watch::Sender<bool>,
 }
 
@@ -90,7 +94,8 @@ impl Server {
         let loads = Arc::new(Loads::new(config.server.workers));
         let collector = Arc::new(Owners { fleet: OnceLock::new(), loads: Arc::clone(&loads) });
         let metrics = Arc::new(Metrics::new(Box::new(Arc::clone(&collector))));
-        let pools = build_pools(&config, &metrics, &inboxes);
+        let conductor = Conductor::new(inboxes.clone());
+        let pools = build_pools(&config, &metrics, &inboxes, &conductor);
         let snapshot = Snapshot::new(&config.routes, pools, &metrics);
         let dropped = metrics.access_log_dropped.clone();
         let access_log = AccessLog::open(&config.server.access_log, dropped)?;
@@ -109,6 +114,7 @@ impl Server {
             admin: None,
             workers: Vec::new(),
             watchers: JoinSet::new(),
+            conductor,
             stopping,
         };
         server.start_admin(&config).await?;
@@ -219,6 +225,7 @@ impl Server {
         tokio::time::sleep(plan.delay).await;
         let over = Instant::now() + plan.grace;
         self.listeners.iter().for_each(|listener| listener.close());
+        self.conductor.end();
         let stopped = stop_workers(std::mem::take(&mut self.workers), plan);
         let cut = tokio::time::timeout(plan.grace + LATEST, stopped).await.unwrap_or_else(|_| {
             error!("a worker does not stop; it is left behind");
@@ -281,15 +288,24 @@ fn build_pools(
     config: &Config,
     metrics: &Arc<Metrics>,
     inboxes: &[mpsc::Sender<Message>],
+    conductor: &Arc<Conductor>,
 ) -> Vec<Arc<Pool>> {
     let observer: pool::Observer = {
         let metrics = Arc::clone(metrics);
         let inboxes = inboxes.to_vec();
         let control = Handle::current();
-        Arc::new(move |event: &BackendEvent| {
-            note_change(event, &metrics);
-            if event.transition.to == State::Lost {
-                end_connections(event, &inboxes, &control);
+        let conductor = Arc::clone(conductor);
+        Arc::new(move |event: &BackendEvent| match &event.change {
+            Change::State(transition) => {
+                note_change(event, transition, &metrics);
+                if transition.to == State::Lost {
+                    end_connections(event, &inboxes, &control);
+                    conductor.lost(&event.pool, &event.backend);
+                }
+            }
+            Change::Drain(change, clearing) => {
+                note_drain(*change, clearing, &metrics);
+                conductor.follow(clearing);
             }
         })
     };
@@ -298,8 +314,8 @@ fn build_pools(
 }
 
 /// Says once that a backend's state has changed, and counts it.
-fn note_change(event: &BackendEvent, metrics: &Metrics) {
-    let BackendEvent { pool, backend, transition, detail } = event;
+fn note_change(event: &BackendEvent, transition: &Transition, metrics: &Metrics) {
+    let BackendEvent { pool, backend, detail, .. } = event;
     let (from, to) = (transition.from.as_str(), transition.to.as_str());
     let cause = transition.cause.as_str();
     let id = backend.id();
@@ -320,6 +336,25 @@ fn note_change(event: &BackendEvent, metrics: &Metrics) {
     let labels =
         StateLabels { pool: pool.clone(), backend: id.to_owned(), outcome: to, reason: cause };
     metrics.backend_changes.get_or_create(&labels).inc();
+}
+
+/// Says once that a backend is drained, or no longer, and counts it.
+fn note_drain(change: DrainChange, clearing: &Clearing, metrics: &Metrics) {
+    let Clearing { pool, backend, span, .. } = clearing;
+    let id = backend.id();
+    let (keys, connections) = (backend.keys(), backend.connections());
+    match change {
+        DrainChange::Begun(by) => {
+            info!(%pool, backend = id, %by, keys, connections, over = ?span, "drain begins");
+        }
+        DrainChange::Joined(by) => info!(%pool, backend = id, %by, "drain has another cause"),
+        DrainChange::Left(by) => info!(%pool, backend = id, %by, "drain goes on for another cause"),
+        DrainChange::Ended(by) => info!(%pool, backend = id, %by, keys, connections, "drain ends"),
+    }
+    if let DrainChange::Begun(by) | DrainChange::Joined(by) = change {
+        let labels = DrainLabels { pool: pool.to_string(), reason: by.as_str() };
+        metrics.drains.get_or_create(&labels).inc();
+    }
 }
 
 /// Has every worker end its connections to a backend that is lost. Whoever found out must not
@@ -353,22 +388,26 @@ impl Owners {
     }
 }
 
+fn sample(pool: &Pool, backend: &Backend, ring_share: f64) -> BackendSample {
+    BackendSample {
+        labels: BackendLabels { pool: pool.name().to_owned(), backend: backend.id().to_owned() },
+        in_service: backend.in_service(),
+        draining: backend.is_draining(),
+        connections: backend.connections() as u64,
+        in_flight: backend.requests() as u64,
+        ring_share,
+    }
+}
+
 impl Collect for Arc<Owners> {
     fn backends(&self) -> Vec<BackendSample> {
         let mut samples = Vec::new();
         for pool in self.pools() {
-            for (index, backend) in pool.backends().iter().enumerate() {
-                samples.push(BackendSample {
-                    labels: BackendLabels {
-                        pool: pool.name().to_owned(),
-                        backend: backend.id().to_owned(),
-                    },
-                    in_service: backend.in_service(),
-                    connections: backend.connections() as u64,
-                    in_flight: backend.requests() as u64,
-                    ring_share: pool.ring().share(index),
-                });
-            }
+            let (pool, shares) = (&*pool, (0..).map(|index| pool.ring().share(index)));
+            samples.extend(
+                pool.backends().iter().zip(shares).map(|(one, share)| sample(pool, one, share)),
+            );
+            samples.extend(pool.departed().iter().map(|one| sample(pool, one, 0.0)));
         }
         samples
     }
