@@ -401,6 +401,15 @@ fn every_state_of_a_backend_and_its_cause_is_in_the_guide() {
 }
 
 #[test]
+fn every_cause_of_a_drain_is_in_the_guide() {
+    let operate = text("docs/operate.md");
+    let rows = rows(section(&operate, "## Draining a backend"));
+    let documented: BTreeSet<String> =
+        rows.iter().skip(1).map(|row| code(row[0]).to_owned()).collect();
+    assert_eq!(documented, literals_of("src/pool/drain.rs", "impl DrainCause", "fn as_str"));
+}
+
+#[test]
 fn every_log_line_is_in_the_guide_at_its_level() {
     let operate = text("docs/operate.md");
     let documented = rows(section(&operate, "## Log events"));

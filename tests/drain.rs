@@ -218,7 +218,7 @@ fn rooms_are_closed_one_by_one_and_come_back_whole_elsewhere() {
     let total = eventually("it knows its rooms", || {
         view(&proxy, "a")["drain"]["total"].as_u64().filter(|total| *total > 0)
     });
-    assert_eq!(total as usize, drained.len());
+    assert_eq!(usize::try_from(total), Ok(drained.len()));
     // New rooms go to the others, and those whose turn has not come are joined where they are.
     for number in 0..30 {
         let new = ws::open(proxy.address, &format!("/?room=new-{number}"));
@@ -281,7 +281,9 @@ fn a_drain_can_be_undone_in_the_middle() {
         std::thread::sleep(Duration::from_millis(20));
     }
     let stayed = fleet.rooms.at("a");
-    assert_eq!(before.len() - stayed.len(), settled, "what was closed stays where it is");
+    // What was closed stays where it is; who was on his way when it was undone may be back.
+    let moved = before.len() - stayed.len();
+    assert!(moved <= settled && moved + 2 >= settled, "{moved} of {settled}");
     assert!(stayed.is_subset(&before) && !stayed.is_empty());
     // New rooms go there again.
     let home = (0..).map(|number| format!("new-{number}")).find(|room| {
@@ -381,6 +383,28 @@ fn until_its_turn_everything_of_a_room_follows_it() {
     let there = rooms.iter().zip(&homes).filter(|(_, home)| *home == "a");
     let staying = there.clone().filter(|(path, _)| stays(path)).count();
     assert!(staying + 3 >= there.count() && staying > 3, "{staying} of {homes:?}");
+}
+
+#[test]
+fn a_handshake_that_is_answered_after_its_turn_begins_again_elsewhere() {
+    let backends: Vec<Named> = ["a", "b"].into_iter().map(Named::start).collect();
+    let more = [("pool", "drain_timeout = \"0s\""), ("server", "workers = 2")];
+    let proxy = Proxy::start(&config(&named::addresses(&backends), &more));
+    let first = ws::open(proxy.address, "/?room=1");
+    let home = first.read().text();
+    let slow = backends.iter().find(|backend| backend.id == home).unwrap();
+    slow.set_delay(Duration::from_millis(700));
+    let address = proxy.address;
+    let late = std::thread::spawn(move || ws::open(address, "/?room=1").read().text());
+    eventually("the second asks as well", || (slow.handshakes() == 2).then_some(()));
+    ask_for(&proxy, "drain", &home);
+    first.answer_close(1012);
+    // Who comes now waits for that handshake, which is about to be answered there.
+    let next = ws::open(proxy.address, "/?room=1").read().text();
+    assert_ne!(next, home);
+    assert_eq!(late.join().unwrap(), next);
+    assert_eq!(slow.handshakes(), 2);
+    wait_until_drained(&proxy, &home);
 }
 
 #[test]

@@ -167,13 +167,17 @@ impl Pool {
             sessions: Arc::clone(&self.sessions),
         };
         let departed = left.iter().map(Arc::downgrade).collect();
-        let answers = settings.health.kind.has_answers();
+        let kind = settings.health.kind.clone();
         let observer = Arc::clone(&self.observer);
         let pool = Self::assemble(settings, backends, known, departed, observer);
         for backend in &pool.backends {
             pool.undrain(backend, DrainCause::Removed);
-            if !answers {
+            // What no check can take back any more.
+            if !kind.has_answers() {
                 pool.undrain(backend, DrainCause::Backend);
+            }
+            if kind == CheckKind::Off {
+                pool.undrain(backend, DrainCause::Refusing);
             }
         }
         left.iter().for_each(|backend| pool.drain(backend, DrainCause::Removed));
