@@ -286,6 +286,26 @@ fn a_client_that_does_not_read_costs_little_and_misses_nothing() {
 }
 
 #[test]
+fn a_client_that_does_not_read_keeps_no_key_on_a_backend_that_is_gone() {
+    let authority = Authority::new();
+    let (backend, handed) = Scripted::opening();
+    let proxy = proxy(backend.address, &[&authority.issue("site", &["a.example"])], "");
+    let mut deaf = tls(&any_client(), proxy.address, "a.example");
+    open(&mut deaf, "/?room=r");
+    let (backend, _) = handed.next();
+    proxy.wait_for_metric("steadfast_placed_keys", &[], 1.0);
+    // Each no more than TLS holds: what it takes and the socket does not waits within it.
+    let stalls = || proxy.metric("steadfast_relay_stalls_total", &[("direction", "from_backend")]);
+    eventually("the client takes no more", || {
+        send(&backend, &unmasked(BINARY, vec![1; 24_000]));
+        (stalls() > 0.0).then_some(())
+    });
+    socket2::SockRef::from(&backend).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(backend);
+    proxy.wait_for_metric("steadfast_placed_keys", &[], 0.0);
+}
+
+#[test]
 fn an_idle_connection_holds_no_more_than_tls_needs() {
     const STEP: usize = 200;
     let authority = Authority::new();

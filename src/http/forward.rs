@@ -150,8 +150,8 @@ impl Exchange<'_> {
             if let Some(sender) = self.context.upstreams.take(&backend) {
                 return Ok((sender, true));
             }
-            match upstream::connect(&self.route.pool, &backend, &self.context.tasks).await {
-                Ok(sender) => return Ok((sender, false)),
+            match upstream::connect(&self.route.pool, &backend).await {
+                Ok(fresh) => return Ok((fresh.driven(&self.context.tasks), false)),
                 Err(error) => {
                     self.context.note_connect_failure(&self.route.pool, &backend, &error);
                     choice.go_on().map_err(|stay| match stay {

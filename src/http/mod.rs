@@ -10,7 +10,7 @@
 //! routes with an old ring.
 
 pub mod body;
-mod engine_io;
+pub mod engine_io;
 mod forward;
 pub mod framing;
 pub mod gate;
@@ -24,9 +24,10 @@ mod upstream;
 
 use std::convert::Infallible;
 use std::fmt;
+use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::pin;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
@@ -38,6 +39,7 @@ use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tracing::{debug, warn};
 
@@ -47,15 +49,16 @@ use self::gate::{Gate, GateLimits, Turn};
 use self::head::RequestHead;
 use self::headers::ClientFacts;
 use self::respond::Refused;
+pub(crate) use self::session::Known as KnownSession;
 use self::session::Session;
-use self::tunnel::Handshake;
+use self::tunnel::{Handshake, Opened};
 use self::upstream::Upstreams;
-use crate::listen::tls::Handshakes;
+use crate::listen::tls::{Handshakes, ServerTls};
 use crate::listen::{
     self, Admission, IntroductionError, Listener, ListenerSettings, Load, ProxyProtocol, Stream,
 };
 use crate::observe::access_log::{AccessLog, RequestRecord};
-use crate::observe::metrics::{Held, Metrics, RequestLabels};
+use crate::observe::metrics::{HandshakeCounts, Held, Metrics, RequestLabels};
 use crate::pool::{Backend, Pool, dial};
 use crate::route::key::{RequestFacts, find_key};
 use crate::route::{RouteSettings, Router, sticky};
@@ -67,6 +70,9 @@ use crate::ws::frame::ReservedBits;
 use crate::ws::handshake;
 use crate::ws::relay::RelayLimits;
 use crate::ws::table::Table;
+
+/// The most header lines that hyper takes unless it is told otherwise.
+const HEADERS: usize = 100;
 
 /// A route with what it needs while it runs.
 #[derive(Debug)]
@@ -81,6 +87,7 @@ pub struct Route {
     pub pool: Arc<Pool>,
     /// What its relays count.
     pub counts: Arc<RelayCounts>,
+    handshakes: HandshakeCounts,
     live: AtomicUsize,
 }
 
@@ -104,9 +111,10 @@ impl Live {
     /// `None` if the route is full.
     fn of(route: &Arc<Route>) -> Option<Self> {
         let limit = route.settings.max_connections;
-        let before = route.live.fetch_add(1, Ordering::Relaxed);
-        let live = Self(Arc::clone(route));
-        (limit == 0 || before < limit).then_some(live)
+        // In one step: who is refused never stands in the way of another for a moment.
+        let more = |live| (limit == 0 || live < limit).then_some(live + 1);
+        let taken = route.live.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        taken.ok().map(|_| Self(Arc::clone(route)))
     }
 }
 
@@ -141,6 +149,7 @@ impl Snapshot {
                 pool_name: settings.pool.as_str().into(),
                 pool: Arc::clone(pool),
                 counts: metrics.relay_counts(&settings.name),
+                handshakes: metrics.handshake_counts(&settings.name),
                 live: AtomicUsize::new(0),
                 settings: settings.clone(),
             }))
@@ -261,15 +270,23 @@ impl Context {
 
     /// Serves a connection behind the TLS handshake, where the listener has one.
     async fn secured(self: Rc<Self>, stream: TcpStream, accepted: Accepted) {
-        // Boxed: the buffers of a handshake are none of a connection's.
-        if let Some(stream) = Box::pin(self.secure(stream, &accepted)).await {
+        let secured = match &accepted.listener.tls {
+            None => Some(Stream::Tcp(stream)),
+            // Boxed: the buffers of a handshake are none of a connection's.
+            Some(tls) => Box::pin(self.secure(tls, stream, &accepted)).await,
+        };
+        if let Some(stream) = secured {
             self.connection(stream, Rc::new(accepted)).await;
         }
     }
 
-    /// Makes the TLS handshake where the listener has one; `None` if that failed.
-    async fn secure(&self, stream: TcpStream, accepted: &Accepted) -> Option<Stream> {
-        let Some(tls) = &accepted.listener.tls else { return Some(Stream::Tcp(stream)) };
+    /// Makes the TLS handshake; `None` if that failed.
+    async fn secure(
+        &self,
+        tls: &ServerTls,
+        stream: TcpStream,
+        accepted: &Accepted,
+    ) -> Option<Stream> {
         let limit = accepted.listener.settings.tls_timeout;
         let secured = tokio::select! {
             secured = self.handshakes.accept(tls, stream, limit) => secured,
@@ -317,20 +334,46 @@ impl Context {
         let gate = Gate::new(stream, limits, turn.clone(), metrics);
         let mut http = hyper::server::conn::http1::Builder::new();
         // The gate is the limit; hyper's own must not be lower. It takes 8 KiB at the least.
-        http.max_buf_size((settings.head_bytes * 2).max(16 * 1024)).max_headers(settings.headers);
+        http.max_buf_size((settings.head_bytes * 2).max(16 * 1024));
+        if settings.headers > HEADERS {
+            // With a number of its own hyper fills its tables of headers before each head.
+            http.max_headers(settings.headers);
+        }
         let stopping = self.tasks.stopping();
-        let service = service_fn(|request| self.answer(&accepted, &turn, request));
-        let mut connection =
-            pin!(http.serve_connection(TokioIo::new(gate), service).with_upgrades());
+        let opened = Opened::default();
+        let service =
+            service_fn(|request| Box::pin(self.answer(&accepted, &turn, &opened, request)));
+        let mut connection = http.serve_connection(TokioIo::new(gate), service);
         let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
-            () = stopping => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
+            ended = poll_fn(|context| connection.poll_without_shutdown(context)) => Some(ended),
+            () = stopping => None,
+        };
+        let ended = match ended {
+            Some(ended) => ended,
+            None => {
+                Pin::new(&mut connection).graceful_shutdown();
+                poll_fn(|context| connection.poll_without_shutdown(context)).await
             }
         };
+        let tunnel = opened.take();
         if let Err(error) = ended {
-            debug!(peer = %accepted.peer, %error, "a client connection ended early");
+            if let Some(tunnel) = tunnel {
+                tunnel.give_up();
+            }
+            return debug!(peer = %accepted.peer, %error, "a client connection ended early");
+        }
+        let (mut gate, read_ahead) = {
+            let parts = connection.into_parts();
+            (parts.io.into_inner(), parts.read_buf)
+        };
+        match tunnel {
+            Some(tunnel) => {
+                let (stream, behind) = gate.into_parts();
+                // hyper took from the gate what came first.
+                tunnel.begin(stream, [&read_ahead[..], &behind].concat());
+            }
+            // An error: the client is gone already.
+            None => drop(gate.shutdown().await),
         }
     }
 
@@ -338,14 +381,15 @@ impl Context {
         self: &Rc<Self>,
         accepted: &Rc<Accepted>,
         turn: &Turn,
+        opened: &Opened,
         request: Request<Incoming>,
     ) -> Result<Response<Reply>, Infallible> {
         let answer = turn.answer();
         let mut trace = Trace::new(&self.shared, accepted, &request);
-        let answered = Box::pin(self.respond(accepted, request, &mut trace)).await;
+        let answered = self.respond(accepted, opened, request, &mut trace).await;
         let refused = answered.as_ref().err().map(Refused::label);
         let response = answered.unwrap_or_else(|refused| {
-            let (route, reason) = (&trace.route, refused.label());
+            let (route, reason) = (trace.route(), refused.label());
             trace.metrics.refuse(route, reason);
             debug!(peer = %accepted.peer, route = %route, reason, "refused: {refused}");
             refused.response()
@@ -360,10 +404,10 @@ impl Context {
     async fn respond(
         self: &Rc<Self>,
         accepted: &Rc<Accepted>,
-        mut request: Request<Incoming>,
+        opened: &Opened,
+        request: Request<Incoming>,
         trace: &mut Trace<'_>,
     ) -> Result<Response<Reply>, Refused> {
-        let upgrade = hyper::upgrade::on(&mut request);
         let (parts, body) = request.into_parts();
         let host = host_of(&parts)?;
         let settings = &accepted.listener.settings;
@@ -373,7 +417,7 @@ impl Context {
             let found = snapshot.route(settings.name.as_deref(), host, parts.uri.path());
             Arc::clone(found.ok_or(Refused::NoRoute)?)
         };
-        trace.route = Arc::clone(&route.name);
+        trace.route = Some(Arc::clone(&route));
         let peer = accepted.peer.ip();
         let client = headers::client_address(peer, &settings.trusted, &parts.headers);
         let facts = RequestFacts {
@@ -404,8 +448,10 @@ impl Context {
         let key = key.or(minted);
         let answered = if is_handshake {
             let accepted = Rc::clone(accepted);
-            let handshake = Handshake { head, key, session, client, upgrade, accepted };
-            tunnel::open(self, &route, handshake, trace).await
+            let handshake = Handshake { head, key, session, client, accepted };
+            let (tunnel, response) = tunnel::open(self, &route, handshake, trace).await?;
+            opened.set(tunnel);
+            Ok(response)
         } else {
             let request = Plain { head, body, key, session, client };
             forward::forward(self, &route, request, trace).await
@@ -438,8 +484,8 @@ pub fn awaits_proxy_header(settings: &ListenerSettings, peer: IpAddr) -> bool {
 #[derive(Debug)]
 struct Trace<'a> {
     metrics: &'a Metrics,
-    /// Its route's name; empty where none has matched.
-    route: Arc<str>,
+    /// Its route; `None` where none has matched.
+    route: Option<Arc<Route>>,
     record: Option<Box<RequestRecord>>,
     answered: bool,
 }
@@ -452,7 +498,12 @@ impl<'a> Trace<'a> {
             let listener = &accepted.listener.label;
             Box::new(RequestRecord::new(log, peer, listener, request.method(), path))
         });
-        Self { metrics: &shared.metrics, route: Arc::from(""), record, answered: false }
+        Self { metrics: &shared.metrics, route: None, record, answered: false }
+    }
+
+    /// The name of its route; empty where none has matched.
+    fn route(&self) -> &str {
+        self.route.as_ref().map_or("", |route| &route.name)
     }
 
     fn note_head(&mut self, client: IpAddr, head: &RequestHead) {
@@ -476,10 +527,19 @@ impl<'a> Trace<'a> {
     ) -> Option<Box<RequestRecord>> {
         self.answered = true;
         let code = status.as_u16();
-        let labels = RequestLabels { route: self.route.to_string(), code };
-        self.metrics.requests.get_or_create(&labels).inc();
+        match &self.route {
+            Some(route) if status == StatusCode::SWITCHING_PROTOCOLS => {
+                route.handshakes.switched.inc();
+            }
+            _ => {
+                let labels = RequestLabels { route: self.route().to_owned(), code };
+                self.metrics.requests.get_or_create(&labels).inc();
+            }
+        }
         let mut record = self.record.take()?;
-        record.route = Arc::clone(&self.route);
+        if let Some(route) = &self.route {
+            record.route = Arc::clone(&route.name);
+        }
         record.status = Some(code);
         record.refused = refused;
         Some(record)
@@ -489,7 +549,7 @@ impl<'a> Trace<'a> {
 impl Drop for Trace<'_> {
     fn drop(&mut self) {
         if !self.answered {
-            self.metrics.refuse(&self.route, "client_gone");
+            self.metrics.refuse(self.route(), "client_gone");
         }
     }
 }

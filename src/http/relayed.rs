@@ -12,13 +12,12 @@ use std::time::SystemTime;
 
 use tracing::debug;
 
-use super::session::OfFirstMessage;
+use super::session::OfWebSocket;
 use super::{Accepted, Context, Live};
 use crate::observe::access_log::{ConnectionLine, unix_millis};
 use crate::observe::metrics::{ConnectionLabels, Held};
 use crate::pool::Placement;
 use crate::pool::backend::ConnectionGauge;
-use crate::pool::sessions::Visit;
 use crate::ws::driver::{Driver, Ended};
 use crate::ws::relay::Direction;
 use crate::ws::table::Entry;
@@ -37,8 +36,7 @@ pub(super) struct Place {
     /// The place of its key.
     pub(super) key: Option<Placement>,
     /// Its session lives as long as it does.
-    #[expect(dead_code, reason = "held, not read")]
-    pub(super) session: Option<Box<Visit>>,
+    pub(super) session: Option<OfWebSocket>,
 }
 
 /// What a WebSocket holds as long as it lives.
@@ -49,9 +47,6 @@ pub(super) struct Guards {
     pub(super) counted: ConnectionGauge,
     /// What is at its backend, until the backend's side is over.
     pub(super) place: Place,
-    /// The session that its first message may have opened.
-    #[expect(dead_code, reason = "held, not read")]
-    pub(super) opened: Option<OfFirstMessage>,
     /// Its client's socket counts.
     #[expect(dead_code, reason = "held, not read")]
     pub(super) accepted: Rc<Accepted>,
@@ -74,8 +69,8 @@ impl Relayed {
         let metrics = &context.shared.metrics;
         metrics.connections_opened.get_or_create(&labels).inc();
         let shown = Held::new(metrics.connections.get_or_create_owned(&labels));
-        let id = context.shared.connection_id(entry.connection().serial);
-        debug!(connection = id, backend = labels.backend, "opened");
+        let id = |serial| context.shared.connection_id(serial);
+        debug!(connection = id(entry.connection().serial), backend = labels.backend, "opened");
         Self { driver: drive(entry), context, guards, _shown: shown }
     }
 

@@ -12,6 +12,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::StatusCode;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::MetricType;
@@ -338,22 +339,59 @@ impl Metrics {
         self.refused.get_or_create(&labels).inc();
     }
 
-    /// Counts a client connection of a listener, until the guard is dropped.
-    pub fn accepted(&self, listener: &str) -> Held {
+    /// The counters of a listener.
+    pub fn of_listener(&self, listener: &str) -> ListenerCounts {
         let label = ListenerLabel { listener: listener.to_owned() };
-        self.accepted.get_or_create(&label).inc();
-        Held::new(self.clients.get_or_create_owned(&label))
+        ListenerCounts {
+            accepted: self.accepted.get_or_create_owned(&label),
+            clients: self.clients.get_or_create_owned(&label),
+        }
+    }
+
+    /// The counters of a route's handshakes.
+    pub fn handshake_counts(&self, route: &str) -> HandshakeCounts {
+        let (route, code) = (route.to_owned(), StatusCode::SWITCHING_PROTOCOLS.as_u16());
+        HandshakeCounts {
+            switched: self
+                .requests
+                .get_or_create_owned(&RequestLabels { route: route.clone(), code }),
+            seconds: self.handshake_seconds.get_or_create_owned(&RouteLabel { route }),
+        }
     }
 
     /// Notes a message of others that could not be queued.
     pub fn undeliverable(&self, reason: &'static str) {
         self.undeliverable.get_or_create(&ReasonLabel { reason }).inc();
     }
+}
 
-    /// Notes how long a handshake of a route took.
-    pub fn shook_hands(&self, route: &str, took: Duration) {
-        let label = RouteLabel { route: route.to_owned() };
-        self.handshake_seconds.get_or_create(&label).observe(took.as_secs_f64());
+/// The counters of one listener.
+#[derive(Debug)]
+pub struct ListenerCounts {
+    accepted: Counter,
+    clients: Gauge,
+}
+
+impl ListenerCounts {
+    /// Counts a client connection, until the guard is dropped.
+    pub fn accepted(&self) -> Held {
+        self.accepted.inc();
+        Held::new(self.clients.clone())
+    }
+}
+
+/// What a route counts of the handshakes that come to a 101.
+#[derive(Debug)]
+pub struct HandshakeCounts {
+    /// Of its answers, those with a 101.
+    pub switched: Counter,
+    seconds: Histogram,
+}
+
+impl HandshakeCounts {
+    /// Notes how long a handshake took.
+    pub fn shook_hands(&self, took: Duration) {
+        self.seconds.observe(took.as_secs_f64());
     }
 }
 
@@ -434,6 +472,8 @@ pub trait Collect: fmt::Debug + Send + Sync {
     fn workers(&self) -> WorkerSample;
     /// Keys with live connections, by pool.
     fn placed_keys(&self) -> Vec<(String, u64)>;
+    /// Learnt sessions, by pool.
+    fn sessions(&self) -> Vec<(String, u64)>;
     /// Whether a pool has so few backends in service that it does not go by health.
     fn panicking(&self) -> Vec<(String, bool)>;
     /// The most open files, and how many connections that allows.
@@ -458,6 +498,10 @@ impl Collect for Nothing {
     }
 
     fn placed_keys(&self) -> Vec<(String, u64)> {
+        Vec::new()
+    }
+
+    fn sessions(&self) -> Vec<(String, u64)> {
         Vec::new()
     }
 
@@ -517,6 +561,13 @@ impl Collector for Collected {
             "placed_keys",
             "Keys with live connections",
             keys.map(|(pool, keys)| (PoolLabel { pool }, keys as f64)),
+        )?;
+        let sessions = self.0.sessions().into_iter();
+        gauges(
+            &mut encoder,
+            "sessions",
+            "Learnt sessions",
+            sessions.map(|(pool, sessions)| (PoolLabel { pool }, sessions as f64)),
         )?;
         let panicking = self.0.panicking().into_iter();
         gauges(

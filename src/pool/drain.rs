@@ -18,7 +18,7 @@ use std::time::{Duration, SystemTime};
 
 use super::placement::Placements;
 use super::sessions::Sessions;
-use super::{Backend, BackendEvent, Change, Pool};
+use super::{Backend, Event, Pool};
 
 /// Why a backend is drained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -275,31 +275,30 @@ impl Pool {
             placements: Arc::clone(&self.placements),
             sessions: Arc::clone(&self.sessions),
         };
-        (self.observer)(&BackendEvent {
-            pool: self.settings.name.clone(),
-            backend: Arc::clone(backend),
-            change: Change::Drain(change, clearing),
-            detail: String::new(),
-        });
+        (self.observer)(&Event::Drain(change, clearing));
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{backend_settings, lose, observed, pool, put_out};
+    use super::super::tests::{backend_settings, lose, pool, put_out, settings};
     use super::super::verdict::Check;
     use super::super::{CheckKind, Placement};
     use super::*;
 
     use std::time::Instant;
 
-    /// What a pool's observer was told of drains.
-    fn changes(told: &Mutex<Vec<BackendEvent>>) -> Vec<DrainChange> {
-        let drain = |event: &BackendEvent| match &event.change {
-            Change::Drain(change, _) => Some(*change),
-            Change::State(_) => None,
+    /// A pool, and what its observer was told of drains.
+    fn observed(ids: &[&str]) -> (Arc<Pool>, Arc<Mutex<Vec<DrainChange>>>) {
+        let told = Arc::<Mutex<Vec<DrainChange>>>::default();
+        let tell = Arc::clone(&told);
+        let backends = ids.iter().map(|id| backend_settings(id, 1)).collect();
+        let observer = move |event: &Event| {
+            if let Event::Drain(change, _) = event {
+                tell.lock().unwrap().push(*change);
+            }
         };
-        told.lock().unwrap().iter().filter_map(drain).collect()
+        (Pool::new(settings(backends, CheckKind::Tcp), Arc::new(observer)), told)
     }
 
     fn causes(backend: &Backend) -> Vec<DrainCause> {
@@ -337,7 +336,7 @@ mod tests {
             DrainChange::Left(DrainCause::Api),
             DrainChange::Ended(DrainCause::Backend),
         ];
-        assert_eq!(changes(&told), all);
+        assert_eq!(*told.lock().unwrap(), all);
     }
 
     #[test]
@@ -364,7 +363,7 @@ mod tests {
         pool.checked(a, Check::Passed, &"", now);
         assert!(!a.is_draining() && a.in_service());
         let cause = DrainCause::Refusing;
-        assert_eq!(changes(&told), [DrainChange::Begun(cause), DrainChange::Ended(cause)]);
+        assert_eq!(*told.lock().unwrap(), [DrainChange::Begun(cause), DrainChange::Ended(cause)]);
         drop(connection);
     }
 
@@ -414,7 +413,7 @@ mod tests {
         assert!(Arc::ptr_eq(again.backend("a").unwrap(), &a));
         assert!(!a.is_draining() && again.departed().is_empty());
         let cause = DrainCause::Removed;
-        assert_eq!(changes(&told), [DrainChange::Begun(cause), DrainChange::Ended(cause)]);
+        assert_eq!(*told.lock().unwrap(), [DrainChange::Begun(cause), DrainChange::Ended(cause)]);
         assert_eq!(placement.backend().keys(), 1);
     }
 
@@ -482,7 +481,7 @@ mod tests {
     fn nothing_new_goes_to_a_drained_backend_not_even_in_a_panic() {
         let drained = |tune: &dyn Fn(&mut super::super::PoolSettings)| {
             let backends = ["a", "b", "c"].map(|id| backend_settings(id, 1)).to_vec();
-            let mut settings = super::super::tests::settings(backends, CheckKind::Tcp);
+            let mut settings = settings(backends, CheckKind::Tcp);
             tune(&mut settings);
             let pool = Pool::new(settings, Arc::new(|_| {}));
             pool.drain(&pool.backends()[0], DrainCause::Api);

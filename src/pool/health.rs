@@ -312,7 +312,7 @@ mod tests {
     use super::super::dial::tests::{Refusing, Silent};
     use super::super::tests::{backend_settings, settings};
     use super::super::verdict::{Cause, TRY_AGAIN};
-    use super::super::{BackendEvent, BackendSettings, Change, State};
+    use super::super::{BackendEvent, BackendSettings, Event, State};
     use super::*;
 
     const SOON: Duration = Duration::from_secs(10);
@@ -490,7 +490,12 @@ mod tests {
             backend_settings("b", 1),
         ];
         let settings = super::super::PoolSettings { health, ..settings(backends, CheckKind::Off) };
-        let pool = Pool::new(settings, Arc::new(move |event| drop(tell.try_send(event.clone()))));
+        let observer = move |event: &Event| {
+            if let Event::Backend(event) = event {
+                drop(tell.try_send(event.clone()));
+            }
+        };
+        let pool = Pool::new(settings, Arc::new(observer));
         (pool, events)
     }
 
@@ -505,16 +510,9 @@ mod tests {
         HealthSettings { interval: Duration::from_millis(20), ..health(kind, SOON) }
     }
 
-    fn state_of(event: &BackendEvent) -> (State, Cause) {
-        match &event.change {
-            Change::State(change) => (change.to, change.cause),
-            Change::Drain(change, _) => panic!("{change:?}"),
-        }
-    }
-
     async fn next(events: &mut mpsc::Receiver<BackendEvent>) -> (State, Cause) {
         let event = timeout(SOON, events.recv()).await.unwrap().unwrap();
-        state_of(&event)
+        (event.transition.to, event.transition.cause)
     }
 
     #[tokio::test]
@@ -573,7 +571,7 @@ mod tests {
         let (_watching, _stop) = watch_first(&pool);
         let begin = Instant::now();
         (0..5).for_each(|_| pool.traffic_failed(backend, &"refused", begin.into_std()));
-        let mut events_of = async || state_of(&events.recv().await.unwrap()).1;
+        let mut events_of = async || events.recv().await.unwrap().transition.cause;
         assert_eq!(events_of().await, Cause::TrafficFailed);
         assert_eq!(events_of().await, Cause::TriedAgain);
         assert!(begin.elapsed() >= TRY_AGAIN && begin.elapsed() <= TRY_AGAIN + 2 * TICK);
@@ -587,7 +585,7 @@ mod tests {
         let (_watching, _stop) = watch_first(&pool);
         let now = Instant::now().into_std();
         (0..5).for_each(|_| pool.traffic_failed(&pool.backends()[0], &"refused", now));
-        let mut events_of = async || state_of(&events.recv().await.unwrap()).1;
+        let mut events_of = async || events.recv().await.unwrap().transition.cause;
         assert_eq!(events_of().await, Cause::TrafficFailed);
         assert_eq!(events_of().await, Cause::OutTooLong);
     }

@@ -47,7 +47,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 pub use self::backend::Backend;
@@ -88,26 +88,41 @@ pub struct BackendEvent {
     pub pool: String,
     /// The backend; its state may be yet another by now.
     pub backend: Arc<Backend>,
-    /// What has changed.
-    pub change: Change,
+    /// From what, to what, and why.
+    pub transition: Transition,
     /// The failure that tipped it, for a person; empty where it was none.
     pub detail: String,
 }
 
-/// What has changed about a backend.
+/// A panic of a pool that begins or ends: whether health is believed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PanicEvent {
+    /// The name of the pool.
+    pub pool: String,
+    /// Whether it panics now.
+    pub panicking: bool,
+    /// How many of its backends are in service.
+    pub in_service: usize,
+    /// How many it has.
+    pub backends: usize,
+}
+
+/// What an [`Observer`] is told of.
 #[derive(Clone, Debug)]
-pub enum Change {
-    /// The verdict on it: from what, to what, and why.
-    State(Transition),
-    /// For what it is drained, and what is then to be cleared away.
+pub enum Event {
+    /// The state of a backend has changed.
+    Backend(BackendEvent),
+    /// With that, or with other settings, a panic has begun or ended.
+    Panic(PanicEvent),
+    /// A backend is drained, or no longer, or for another cause.
     Drain(DrainChange, Clearing),
 }
 
-/// Is told of every change of a backend's state, by whatever thread caused it.
+/// Is told of every change of a backend's state, of panics and of drains, by whatever thread caused it.
 ///
 /// Called after the change holds, without a lock; must not block. Events of one backend come in
 /// order as far as checks cause them; traffic on two threads may cross.
-pub type Observer = Arc<dyn Fn(&BackendEvent) + Send + Sync>;
+pub type Observer = Arc<dyn Fn(&Event) + Send + Sync>;
 
 /// A set of interchangeable backends, and how one of them is chosen.
 pub struct Pool {
@@ -124,7 +139,17 @@ pub struct Pool {
     /// Keeps this proxy's chance from being that of another.
     seed: u64,
     rotation: Mutex<Rotation>,
+    /// The panic that the observer was last told of.
+    told_panic: Arc<Mutex<bool>>,
     observer: Observer,
+}
+
+/// What outlives the reload of a pool, beside its backends.
+#[derive(Default)]
+struct Shared {
+    placements: Arc<Placements>,
+    sessions: Arc<Sessions>,
+    told_panic: Arc<Mutex<bool>>,
 }
 
 impl Pool {
@@ -134,9 +159,8 @@ impl Pool {
         let policy = Policy::from(&settings.health);
         let backends = settings.backends.iter();
         let backends = backends.map(|one| Arc::new(Backend::new(one.clone(), policy, now)));
-        let known = Known { placements: Arc::default(), sessions: Arc::default() };
         let backends = backends.collect();
-        Self::assemble(settings, backends, known, Vec::new(), observer)
+        Self::assemble(settings, backends, Shared::default(), Vec::new(), observer)
     }
 
     /// Builds a pool of other settings that takes over what this one knows.
@@ -162,14 +186,15 @@ impl Pool {
                 backends.push(Arc::new(Backend::newcomer(one.clone(), policy, now)));
             }
         }
-        let known = Known {
+        let shared = Shared {
             placements: Arc::clone(&self.placements),
             sessions: Arc::clone(&self.sessions),
+            told_panic: Arc::clone(&self.told_panic),
         };
         let departed = left.iter().map(Arc::downgrade).collect();
         let kind = settings.health.kind.clone();
         let observer = Arc::clone(&self.observer);
-        let pool = Self::assemble(settings, backends, known, departed, observer);
+        let pool = Self::assemble(settings, backends, shared, departed, observer);
         for backend in &pool.backends {
             pool.undrain(backend, DrainCause::Removed);
             // What no check can take back any more.
@@ -187,10 +212,11 @@ impl Pool {
     fn assemble(
         settings: PoolSettings,
         backends: Vec<Arc<Backend>>,
-        known: Known,
+        shared: Shared,
         departed: Vec<Weak<Backend>>,
         observer: Observer,
     ) -> Arc<Self> {
+        let Shared { placements, sessions, told_panic } = shared;
         let on_ring =
             if settings.balance == Balance::ConsistentHash { &settings.backends[..] } else { &[] };
         let ring = Ring::new(on_ring.iter().map(|one| (one.id.as_str(), one.weight)));
@@ -198,12 +224,13 @@ impl Pool {
             settings,
             backends,
             ring,
-            placements: known.placements,
-            sessions: known.sessions,
+            placements,
+            sessions,
             departed,
             turn: AtomicU64::new(0),
             seed: u64::from_ne_bytes(crate::random::bytes()),
             rotation: Mutex::default(),
+            told_panic,
             observer,
         })
     }
@@ -314,6 +341,8 @@ impl Pool {
             && self.backends.iter().filter(other).any(serves);
         let transition = backend.judge(|verdict| verdict.tick(now, another_serves));
         self.tell(backend, transition, &"");
+        // Other settings may have brought it about.
+        self.tell_panic();
     }
 
     fn tell(
@@ -323,15 +352,35 @@ impl Pool {
         detail: &dyn fmt::Display,
     ) {
         let Some(transition) = transition else { return };
-        (self.observer)(&BackendEvent {
+        (self.observer)(&Event::Backend(BackendEvent {
             pool: self.settings.name.clone(),
             backend: Arc::clone(backend),
-            change: Change::State(transition),
+            transition,
             detail: detail.to_string(),
-        });
+        }));
+        self.tell_panic();
         if transition.to == State::Lost {
             self.forget_announcements(backend);
         }
+    }
+
+    /// Tells of a panic that began or ended since this was last called.
+    fn tell_panic(&self) {
+        let panicking = {
+            // Looked at under the lock: the last to come sees all that happened before.
+            let mut told = self.told_panic.lock().unwrap_or_else(PoisonError::into_inner);
+            let panicking = self.is_panicking();
+            if std::mem::replace(&mut *told, panicking) == panicking {
+                return;
+            }
+            panicking
+        };
+        (self.observer)(&Event::Panic(PanicEvent {
+            pool: self.settings.name.clone(),
+            panicking,
+            in_service: self.backends.iter().filter(|backend| backend.in_service()).count(),
+            backends: self.backends.len(),
+        }));
     }
 
     /// Its name.
@@ -381,12 +430,6 @@ impl Pool {
     pub fn placed(&self) -> Vec<PlacedKey> {
         self.placements.list()
     }
-}
-
-/// What a pool that is built of another takes over, beside backends.
-struct Known {
-    placements: Arc<Placements>,
-    sessions: Arc<Sessions>,
 }
 
 impl fmt::Debug for Pool {
@@ -612,11 +655,15 @@ mod tests {
     }
 
     /// A pool that keeps what its observer was told.
-    pub(super) fn observed(ids: &[&str]) -> (Arc<Pool>, Arc<Mutex<Vec<BackendEvent>>>) {
+    fn observed(ids: &[&str]) -> (Arc<Pool>, Arc<Mutex<Vec<BackendEvent>>>) {
         let told = Arc::new(Mutex::new(Vec::new()));
         let tell = Arc::clone(&told);
         let backends = ids.iter().map(|id| backend_settings(id, 1)).collect();
-        let observer: Observer = Arc::new(move |event| tell.lock().unwrap().push(event.clone()));
+        let observer: Observer = Arc::new(move |event| {
+            if let Event::Backend(event) = event {
+                tell.lock().unwrap().push(event.clone());
+            }
+        });
         (Pool::new(settings(backends, CheckKind::Tcp), observer), told)
     }
 
@@ -636,10 +683,7 @@ mod tests {
         let told = told.lock().unwrap();
         let seen: Vec<_> = told
             .iter()
-            .filter_map(|event| match &event.change {
-                Change::State(change) => Some((change.to, change.cause, event.detail.as_str())),
-                Change::Drain(..) => None,
-            })
+            .map(|event| (event.transition.to, event.transition.cause, event.detail.as_str()))
             .collect();
         assert_eq!(
             seen,
@@ -653,6 +697,44 @@ mod tests {
         assert!(told.iter().all(|event| event.pool == "p" && event.backend.id() == "a"));
         assert_eq!(a.counters().check_failures.load(Ordering::Relaxed), 4);
         assert_eq!(a.counters().traffic_failures.load(Ordering::Relaxed), 5);
+    }
+
+    #[test]
+    fn a_panic_is_told_when_it_begins_and_when_it_ends() {
+        let told: Arc<Mutex<Vec<PanicEvent>>> = Arc::default();
+        let tell = Arc::clone(&told);
+        let observer: Observer = Arc::new(move |event| {
+            if let Event::Panic(event) = event {
+                tell.lock().unwrap().push(event.clone());
+            }
+        });
+        let backends = ["a", "b", "c"].map(|id| backend_settings(id, 1));
+        let mut settings = settings(backends.to_vec(), CheckKind::Tcp);
+        settings.health.panic_threshold = 0.5;
+        let pool = Pool::new(settings.clone(), observer);
+        let now = Instant::now();
+        let report = |pool: &Arc<Pool>, index: usize, check, times| {
+            let backend = &pool.backends()[index];
+            (0..times).for_each(|_| pool.checked(backend, check, &"", now));
+        };
+        let seen = || {
+            let told = std::mem::take(&mut *told.lock().unwrap());
+            told.iter().map(|event| (event.panicking, event.in_service)).collect::<Vec<_>>()
+        };
+        report(&pool, 0, Check::Failed, policy().fall);
+        assert_eq!(seen(), []);
+        report(&pool, 1, Check::Failed, policy().fall);
+        report(&pool, 2, Check::Failed, policy().fall);
+        assert_eq!(seen(), [(true, 1)], "once");
+        report(&pool, 0, Check::Passed, policy().rise);
+        assert_eq!(seen(), []);
+        report(&pool, 1, Check::Passed, policy().rise);
+        assert_eq!(seen(), [(false, 2)]);
+        // Other settings count from the next second on.
+        settings.health.panic_threshold = 0.9;
+        let rebuilt = pool.rebuild(settings);
+        rebuilt.tick(&rebuilt.backends()[0], now);
+        assert_eq!(seen(), [(true, 2)]);
     }
 
     #[test]

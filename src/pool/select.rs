@@ -42,6 +42,14 @@ impl Pool {
         (healthy as f64) < threshold * self.backends.len() as f64
     }
 
+    /// Whether any backend may have something new, full or not.
+    pub fn serves(&self) -> bool {
+        let tried = &[];
+        let (panicking, demand) = (self.is_panicking(), Demand::Request);
+        let open = Open { pool: self, panicking, tried, demand };
+        self.backends.iter().any(|backend| open.serves(backend))
+    }
+
     /// Chooses a backend for a connection and takes its place there, but none of `tried`.
     ///
     /// `position` is that of the key, or where there is none any number, evenly from all of them.
@@ -85,17 +93,7 @@ impl Pool {
     /// Why nothing could be chosen.
     pub(super) fn no_backend(&self) -> NoBackend {
         let pool = self.settings.name.clone();
-        let open = Open {
-            pool: self,
-            panicking: self.is_panicking(),
-            tried: &[],
-            demand: Demand::Request,
-        };
-        if self.backends.iter().any(|backend| open.serves(backend)) {
-            NoBackend::Full { pool }
-        } else {
-            NoBackend::OutOfService { pool }
-        }
+        if self.serves() { NoBackend::Full { pool } } else { NoBackend::OutOfService { pool } }
     }
 }
 

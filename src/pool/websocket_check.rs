@@ -101,7 +101,7 @@ fn request(
 /// Pings, waits for the pong, closes, waits for the end.
 async fn talk(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> io::Result<()> {
     let mut left = MOST_BYTES;
-    stream.write_all(&frame(PING, PAYLOAD)).await?;
+    say(stream, PING, PAYLOAD).await?;
     loop {
         match next_frame(stream, &mut left).await? {
             (PONG, payload) if payload == PAYLOAD => break,
@@ -109,7 +109,7 @@ async fn talk(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> io::Result<
             _ => {}
         }
     }
-    stream.write_all(&frame(CLOSE, &NORMAL)).await?;
+    say(stream, CLOSE, &NORMAL).await?;
     loop {
         match next_frame(stream, &mut left).await {
             Ok((CLOSE, _)) => return Ok(()),
@@ -119,6 +119,12 @@ async fn talk(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> io::Result<
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Writes a frame; TLS has passed it on only once it is flushed.
+async fn say(stream: &mut (impl AsyncWrite + Unpin), opcode: u8, payload: &[u8]) -> io::Result<()> {
+    stream.write_all(&frame(opcode, payload)).await?;
+    stream.flush().await
 }
 
 fn is_end(error: &io::Error) -> bool {

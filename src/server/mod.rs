@@ -31,8 +31,7 @@ use crate::observe::access_log::{AccessLog, OpenError};
 use crate::observe::metrics::{
     BackendLabels, BackendSample, Collect, DrainLabels, Metrics, StateLabels, WorkerSample,
 };
-use crate::pool::verdict::Transition;
-use crate::pool::{self, Backend, BackendEvent, Change, Clearing, DrainChange, Pool, State};
+use crate::pool::{self, Backend, BackendEvent, Clearing, DrainChange, PanicEvent, Pool, State};
 use crate::shutdown::StopPlan;
 
 pub use crate::fleet::DeliverError;
@@ -295,15 +294,16 @@ fn build_pools(
         let inboxes = inboxes.to_vec();
         let control = Handle::current();
         let conductor = Arc::clone(conductor);
-        Arc::new(move |event: &BackendEvent| match &event.change {
-            Change::State(transition) => {
-                note_change(event, transition, &metrics);
-                if transition.to == State::Lost {
+        Arc::new(move |event: &pool::Event| match event {
+            pool::Event::Backend(event) => {
+                note_change(event, &metrics);
+                if event.transition.to == State::Lost {
                     end_connections(event, &inboxes, &control);
                     conductor.lost(&event.pool, &event.backend);
                 }
             }
-            Change::Drain(change, clearing) => {
+            pool::Event::Panic(event) => note_panic(event),
+            pool::Event::Drain(change, clearing) => {
                 note_drain(*change, clearing, &metrics);
                 conductor.follow(clearing);
             }
@@ -314,8 +314,8 @@ fn build_pools(
 }
 
 /// Says once that a backend's state has changed, and counts it.
-fn note_change(event: &BackendEvent, transition: &Transition, metrics: &Metrics) {
-    let BackendEvent { pool, backend, detail, .. } = event;
+fn note_change(event: &BackendEvent, metrics: &Metrics) {
+    let BackendEvent { pool, backend, transition, detail } = event;
     let (from, to) = (transition.from.as_str(), transition.to.as_str());
     let cause = transition.cause.as_str();
     let id = backend.id();
@@ -354,6 +354,16 @@ fn note_drain(change: DrainChange, clearing: &Clearing, metrics: &Metrics) {
     if let DrainChange::Begun(by) | DrainChange::Joined(by) = change {
         let labels = DrainLabels { pool: pool.to_string(), reason: by.as_str() };
         metrics.drains.get_or_create(&labels).inc();
+    }
+}
+
+/// Says that a pool goes by health no more, or again.
+fn note_panic(event: &PanicEvent) {
+    let PanicEvent { pool, panicking, in_service, backends } = event;
+    if *panicking {
+        warn!(pool, in_service, backends, "too few backends in service: health is ignored");
+    } else {
+        info!(pool, in_service, backends, "enough backends in service: health counts again");
     }
 }
 
@@ -424,6 +434,11 @@ impl Collect for Arc<Owners> {
         let keys =
             |pool: &Arc<Pool>| pool.backends().iter().map(|backend| backend.keys() as u64).sum();
         self.pools().iter().map(|pool| (pool.name().to_owned(), keys(pool))).collect()
+    }
+
+    fn sessions(&self) -> Vec<(String, u64)> {
+        let sessions = |pool: &Arc<Pool>| pool.sessions().len() as u64;
+        self.pools().iter().map(|pool| (pool.name().to_owned(), sessions(pool))).collect()
     }
 
     fn panicking(&self) -> Vec<(String, bool)> {

@@ -16,11 +16,12 @@ use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
-use tracing::{debug, error, warn};
+use tracing::{error, warn};
 
 use crate::fleet::{Message, Passed, Query, Row};
 use crate::http::{Accepted, Context, Shared};
 use crate::listen::{Listener, Loads};
+use crate::observe::metrics::ListenerCounts;
 use crate::shutdown::{StopPlan, Tasks};
 use crate::ws::clock::TICK_MILLIS;
 use crate::ws::close::CloseReason;
@@ -129,6 +130,7 @@ impl Worker {
         for listener in parts.listeners {
             let accepter = Accepter {
                 socket: listener.handle()?,
+                counts: context.shared.metrics.of_listener(&listener.label),
                 listener,
                 index: usize::from(parts.index),
                 loads: Arc::clone(&parts.loads),
@@ -304,6 +306,7 @@ impl Closes {
 /// Takes connections from one listener on one worker.
 struct Accepter {
     socket: tokio::net::TcpListener,
+    counts: ListenerCounts,
     listener: Arc<Listener>,
     index: usize,
     loads: Arc<Loads>,
@@ -346,16 +349,13 @@ impl Accepter {
             Ok(admission) => admission,
             Err(over) => return metrics.refuse("", over.label()),
         };
-        if let Err(error) = crate::tcp::prepare(&stream, self.listener.settings.keepalive) {
-            return debug!(%error, "a client was gone before it was served");
-        }
         let worker = self.loads.choose(self.index);
         let accepted = Accepted {
             peer: std::net::SocketAddr::new(address, peer.port()),
             listener: Arc::clone(&self.listener),
             load: self.loads.hold(worker),
             admission,
-            gauge: metrics.accepted(&self.listener.label),
+            gauge: self.counts.accepted(),
         };
         if worker == self.index {
             return self.context.serve(stream, accepted);

@@ -245,9 +245,9 @@ impl Driver {
         }
     }
 
-    /// The client takes nothing for now, so the backend is not read.
+    /// The client takes nothing for now, so the backend is not read. What its TLS holds counts.
     fn is_stalled(&self) -> bool {
-        !self.client.unwritten.is_empty()
+        !self.client.is_settled()
     }
 
     /// Whether the backend's side of this connection is over. Then its key must not be kept where
