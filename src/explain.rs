@@ -329,7 +329,7 @@ fn why_chosen(pool: &Pool, key: &str, backend: &str) -> String {
 }
 
 fn described(backend: &Backend) -> String {
-    format!("{} ({})", backend.id(), backend.state().as_str().replace('_', " "))
+    format!("{} ({})", backend.id(), backend.condition().replace('_', " "))
 }
 
 fn without_key(route: &Route, told: &mut Explanation) {

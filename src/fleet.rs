@@ -19,6 +19,7 @@ use crate::listen::Listener;
 use crate::server::reload::{Planned, ReloadError};
 use crate::shutdown::StopPlan;
 use crate::ws::connection::{Connection, Serial, Undeliverable};
+use crate::ws::mass_close;
 
 /// Messages that may wait for a worker.
 const INBOX: usize = 4096;
@@ -252,6 +253,8 @@ pub(crate) enum Message {
         /// Its id.
         backend: Arc<str>,
     },
+    /// Take the next step of a mass close.
+    MassClose(mass_close::Number, mass_close::Order),
     /// Tell of the connections that a query asks for.
     List {
         /// Which.

@@ -330,7 +330,7 @@ fn without_ports(text: &str) -> String {
     all
 }
 
-const CLOSE_REASONS: [CloseReason; 14] = [
+const CLOSE_REASONS: [CloseReason; 16] = [
     CloseReason::ClientClosed(None),
     CloseReason::ClientEnded,
     CloseReason::ClientReset,
@@ -343,6 +343,8 @@ const CLOSE_REASONS: [CloseReason; 14] = [
     CloseReason::IdleTimeout,
     CloseReason::PingTimeout,
     CloseReason::Shutdown,
+    CloseReason::Drained,
+    CloseReason::RouteRemoved,
     CloseReason::SlowClient,
     CloseReason::Internal,
 ];
@@ -396,6 +398,15 @@ fn every_state_of_a_backend_and_its_cause_is_in_the_guide() {
             assert!(documented.contains(word.as_str()), "{word}");
         }
     }
+}
+
+#[test]
+fn every_cause_of_a_drain_is_in_the_guide() {
+    let operate = text("docs/operate.md");
+    let rows = rows(section(&operate, "## Draining a backend"));
+    let documented: BTreeSet<String> =
+        rows.iter().skip(1).map(|row| code(row[0]).to_owned()).collect();
+    assert_eq!(documented, literals_of("src/pool/drain.rs", "impl DrainCause", "fn as_str"));
 }
 
 #[test]

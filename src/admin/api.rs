@@ -18,7 +18,8 @@ use super::problem::Problem;
 use crate::explain::{self, Door, Explanation, Question};
 use crate::fleet::{self, Fleet, OrderError, Row};
 use crate::observe::access_log::unix_millis;
-use crate::pool::Pool;
+use crate::pool::drain::Drain;
+use crate::pool::{Backend, DrainCause, Pool};
 use crate::server::reload::{Planned, ReloadError};
 use crate::ws::connection::Serial;
 
@@ -32,6 +33,8 @@ pub(super) fn router(fleet: Arc<Fleet>, guard: Arc<Guard>) -> Router {
     let with_token = Router::new()
         .route("/metrics", get(metrics))
         .route("/v1/pools", get(pools))
+        .route("/v1/pools/{pool}/backends/{id}/drain", post(drain))
+        .route("/v1/pools/{pool}/backends/{id}/undrain", post(undrain))
         .route("/v1/connections", get(connections))
         .route("/v1/connections/{id}", get(connection))
         .route("/v1/route", get(route))
@@ -45,7 +48,7 @@ pub(super) fn router(fleet: Arc<Fleet>, guard: Arc<Guard>) -> Router {
         .merge(with_token)
         .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "there is nothing here") })
         .method_not_allowed_fallback(|| async {
-            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "another method is needed here")
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this method is not for this path")
         })
         .layer(middleware::from_fn_with_state(guard, admit))
         .with_state(fleet)
@@ -111,6 +114,34 @@ struct BackendView {
     in_flight: usize,
     /// From 0 to 1.
     ring_share: f64,
+    /// Null: it is not drained.
+    drain: Option<DrainView>,
+}
+
+#[derive(Serialize)]
+struct DrainView {
+    /// For what.
+    by: Vec<&'static str>,
+    /// Times are in Unix milliseconds.
+    since: u64,
+    /// Keys, sessions and connections of their own that were there.
+    total: usize,
+    /// Of those, the ones whose turn has not come.
+    left: usize,
+    /// When the last one's turn comes.
+    until: u64,
+}
+
+impl From<Drain> for DrainView {
+    fn from(drain: Drain) -> Self {
+        Self {
+            by: drain.causes().map(DrainCause::as_str).collect(),
+            since: unix_millis(drain.since),
+            total: drain.progress.total(),
+            left: drain.progress.left(),
+            until: drain.progress.until(),
+        }
+    }
 }
 
 async fn pools(State(fleet): State<Arc<Fleet>>) -> Json<Pools> {
@@ -119,25 +150,64 @@ async fn pools(State(fleet): State<Arc<Fleet>>) -> Json<Pools> {
 }
 
 fn pool_view(pool: &Pool) -> PoolView {
-    let backends = pool.backends().iter().enumerate().map(|(index, backend)| {
-        let settings = backend.settings();
-        BackendView {
-            id: backend.id().to_owned(),
-            address: settings.address.to_string(),
-            weight: settings.weight.get(),
-            state: backend.state().as_str(),
-            connections: backend.connections(),
-            keys: backend.keys(),
-            in_flight: backend.requests(),
-            ring_share: pool.ring().share(index),
-        }
-    });
+    // Those that left the config are shown as long as something of them is there.
+    let backends = pool.backends().iter().cloned().chain(pool.departed());
+    let backends = backends.map(|backend| backend_view(pool, &backend));
     PoolView {
         name: pool.name().to_owned(),
         balance: pool.settings().balance.as_str(),
         panicking: pool.is_panicking(),
         backends: backends.collect(),
     }
+}
+
+fn backend_view(pool: &Pool, backend: &Arc<Backend>) -> BackendView {
+    let settings = backend.settings();
+    let index = pool.backends().iter().position(|one| Arc::ptr_eq(one, backend));
+    BackendView {
+        id: backend.id().to_owned(),
+        address: settings.address.to_string(),
+        weight: settings.weight.get(),
+        state: backend.condition(),
+        connections: backend.connections(),
+        keys: backend.keys(),
+        in_flight: backend.requests(),
+        ring_share: index.map_or(0.0, |index| pool.ring().share(index)),
+        drain: backend.drain().map(DrainView::from),
+    }
+}
+
+/// Takes a backend out of service: nothing new goes there, and what is there is closed in turn.
+async fn drain(
+    State(fleet): State<Arc<Fleet>>,
+    Path(names): Path<(String, String)>,
+) -> Result<Json<BackendView>, Problem> {
+    of_backend(&fleet, &names, |pool, backend| pool.drain(backend, DrainCause::Api))
+}
+
+/// Takes that back. Where there are other causes the backend is drained all the same, as the
+/// answer tells.
+async fn undrain(
+    State(fleet): State<Arc<Fleet>>,
+    Path(names): Path<(String, String)>,
+) -> Result<Json<BackendView>, Problem> {
+    of_backend(&fleet, &names, |pool, backend| pool.undrain(backend, DrainCause::Api))
+}
+
+fn of_backend(
+    fleet: &Fleet,
+    (pool, id): &(String, String),
+    act: impl FnOnce(&Pool, &Arc<Backend>),
+) -> Result<Json<BackendView>, Problem> {
+    let snapshot = fleet.shared.snapshot.load();
+    let missing = |what: &str| Problem::new(StatusCode::NOT_FOUND, format!("there is no {what}"));
+    let found = snapshot.pools().iter().find(|one| one.name() == pool);
+    let pool = found.ok_or_else(|| missing("pool of this name"))?;
+    let departed = || pool.departed().into_iter().find(|one| one.id() == id);
+    let backend = pool.backend(id).cloned().or_else(departed);
+    let backend = backend.ok_or_else(|| missing("backend of this id in this pool"))?;
+    act(pool, &backend);
+    Ok(Json(backend_view(pool, &backend)))
 }
 
 /// What `/v1/connections` may be asked for.

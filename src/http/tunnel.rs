@@ -124,7 +124,9 @@ enum Target {
 
 impl Target {
     fn new(pool: &Arc<Pool>, key: Option<&Key>, session: Session) -> Result<Self, Refused> {
-        if let Session::Of(visit) = session {
+        if let Session::Of(visit) = session
+            && !is_left_behind(pool, key, &visit)
+        {
             let place = key.and_then(|key| pool.place(key.as_str()).ok());
             let place = place.filter(|place| Arc::ptr_eq(place.backend(), visit.backend()));
             return Ok(Self::Session(visit, place.map(Box::new)));
@@ -201,15 +203,27 @@ impl Target {
             }
             Self::Anywhere(_) => Ok(()),
             Self::Session(visit, _) if visit.backend().is_lost() => Err(Moved::Nowhere),
-            Self::Session(_, place) => {
-                // Where the key has moved meanwhile the session has not.
+            Self::Session(visit, place) => {
+                // Where the key has moved meanwhile the session has not, but for a drain, in which
+                // the key was closed, and whoever else was there with it.
                 if place.as_mut().is_some_and(|place| place.establish().is_err()) {
+                    if visit.backend().is_draining() {
+                        return Err(Moved::Nowhere);
+                    }
                     *place = None;
                 }
                 Ok(())
             }
         }
     }
+}
+
+/// Whether a session is at a backend that is drained, while its key lives elsewhere by now: the turn
+/// of that has come, and the session goes with it.
+fn is_left_behind(pool: &Pool, key: Option<&Key>, visit: &Visit) -> bool {
+    let placed = || pool.find(key?.as_str());
+    visit.backend().is_draining()
+        && placed().is_some_and(|placed| !Arc::ptr_eq(&placed.backend, visit.backend()))
 }
 
 /// A backend's side of a WebSocket that is open.
@@ -242,6 +256,10 @@ impl Opening<'_> {
     /// Finds a backend that answers, and holds the place of the key there.
     async fn shake_hands(&mut self) -> Result<Answer, Refused> {
         for _ in 0..MOVES {
+            // Where its key was closed for a drain: not before that has ended there.
+            if let Some(key) = self.target.key() {
+                self.route.pool.vacated(&key).await;
+            }
             let fresh = self.connect().await?;
             let answer = self.ask(fresh).await?;
             if let Answer::Refusal(_) = answer {
@@ -384,7 +402,8 @@ impl Tunnel {
     /// Has the relay begin, in a task of its own. `client` has its 101, and what it has sent behind
     /// its handshake is `read_from_client`.
     pub(super) fn begin(self, client: Stream, read_from_client: Vec<u8>) {
-        let Self { context, upstream, entry, live, route, mut place, accepted, opens_session } = self;
+        let Self { context, upstream, entry, live, route, mut place, accepted, opens_session } =
+            self;
         let Upstream { backend, stream, read_ahead, reserved, counted } = upstream;
         let first_message = opens_session.then(|| {
             let (pool, client) = (Arc::clone(&route.pool), entry.connection().facts.client);

@@ -34,6 +34,15 @@ pub struct ListenerLabel {
     pub listener: String,
 }
 
+/// The labels of drains.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct DrainLabels {
+    /// The pool's name.
+    pub pool: String,
+    /// For what the backend is drained.
+    pub reason: &'static str,
+}
+
 /// The label of a route.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RouteLabel {
@@ -158,6 +167,8 @@ pub struct Metrics {
     pub undeliverable: Family<ReasonLabel, Counter>,
     /// Changes of backends' states.
     pub backend_changes: Family<StateLabels, Counter>,
+    /// Causes for which backends were drained.
+    pub drains: Family<DrainLabels, Counter>,
     /// Failures of the proxy's own to connect: no port, no descriptor.
     pub own_failures: Counter,
     /// Lines of the access log that were dropped.
@@ -191,6 +202,7 @@ impl Metrics {
             injected: Family::default(),
             undeliverable: Family::default(),
             backend_changes: Family::default(),
+            drains: Family::default(),
             own_failures: Counter::default(),
             access_log_dropped: Counter::default(),
             reloads: Family::default(),
@@ -285,6 +297,7 @@ impl Metrics {
             "Changes of a backend's state",
             self.backend_changes.clone(),
         );
+        registry.register("drains", "Causes for drains of backends", self.drains.clone());
         registry.register(
             "own_failures",
             "Connects to backends that failed for want of a port or a descriptor",
@@ -471,6 +484,8 @@ pub struct BackendSample {
     pub labels: BackendLabels,
     /// It is in service.
     pub in_service: bool,
+    /// It is drained.
+    pub draining: bool,
     /// Live WebSocket connections.
     pub connections: u64,
     /// Plain requests and handshakes under way.
@@ -556,6 +571,12 @@ impl Collector for Collected {
             "backend_in_service",
             "Whether a backend is in service",
             samples(|backend| f64::from(u8::from(backend.in_service))),
+        )?;
+        gauges(
+            &mut encoder,
+            "backend_draining",
+            "Whether a backend is drained, so that nothing new goes there",
+            samples(|backend| f64::from(u8::from(backend.draining))),
         )?;
         gauges(
             &mut encoder,

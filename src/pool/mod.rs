@@ -8,6 +8,8 @@
 //! - `table.rs`: where is a key that has connections? Not necessarily where the ring names now:
 //!   its state is in the memory of the backend on which it began.
 //!
+//! A fourth is asked of an operator: what is to leave (`drain.rs`)?
+//!
 //! A [`Pool`] puts them together. A connection with a key gets a [`Placement`]: where the key is
 //! placed, unless that backend is lost, else the first on the ring that may have it. A plain
 //! request, or a connection without a key, gets a [`Choice`], which is the same without holding
@@ -29,6 +31,7 @@ pub mod backend;
 pub mod balance;
 pub mod choose;
 pub mod dial;
+pub mod drain;
 pub mod health;
 pub mod placement;
 pub mod ring;
@@ -44,11 +47,12 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 pub use self::backend::Backend;
 pub use self::choose::Choice;
+pub use self::drain::{Clearing, DrainCause, DrainChange};
 pub use self::placement::Placement;
 pub use self::table::{Moved, PlacedKey, Stay};
 pub use self::verdict::State;
@@ -110,9 +114,11 @@ pub enum Event {
     Backend(BackendEvent),
     /// With that, or with other settings, a panic has begun or ended.
     Panic(PanicEvent),
+    /// A backend is drained, or no longer, or for another cause.
+    Drain(DrainChange, Clearing),
 }
 
-/// Is told of every change of a backend's state, and of panics, by whatever thread caused it.
+/// Is told of every change of a backend's state, of panics and of drains, by whatever thread caused it.
 ///
 /// Called after the change holds, without a lock; must not block. Events of one backend come in
 /// order as far as checks cause them; traffic on two threads may cross.
@@ -126,6 +132,8 @@ pub struct Pool {
     ring: Ring,
     placements: Arc<Placements>,
     sessions: Arc<Sessions>,
+    /// Backends that left the config; those that nothing holds any more are gone.
+    departed: Vec<Weak<Backend>>,
     /// Counts what comes without a place.
     turn: AtomicU64,
     /// Keeps this proxy's chance from being that of another.
@@ -152,7 +160,7 @@ impl Pool {
         let backends = settings.backends.iter();
         let backends = backends.map(|one| Arc::new(Backend::new(one.clone(), policy, now)));
         let backends = backends.collect();
-        Self::assemble(settings, backends, Shared::default(), observer)
+        Self::assemble(settings, backends, Shared::default(), Vec::new(), observer)
     }
 
     /// Builds a pool of other settings that takes over what this one knows.
@@ -160,14 +168,20 @@ impl Pool {
     /// Backends of the same id are shared, with verdict, counts and connections; that they have
     /// another address or policy now holds at once, for this pool too. Placements are shared,
     /// also those at backends that are gone from the settings, which keep them until they end.
+    ///
+    /// Backends that are gone are drained from now on, and those that are back no longer: to be
+    /// called when nothing can keep the settings from coming into force.
     pub fn rebuild(&self, settings: PoolSettings) -> Arc<Self> {
         let now = Instant::now();
         let policy = Policy::from(&settings.health);
         let mut backends = Vec::with_capacity(settings.backends.len());
+        let mut left: Vec<Arc<Backend>> = self.backends.clone();
+        left.extend(self.departed());
         for one in &settings.backends {
-            if let Some(known) = self.backend(&one.id) {
+            if let Some(index) = left.iter().position(|known| known.id() == one.id) {
+                let known = left.swap_remove(index);
                 known.reconfigure(one, policy);
-                backends.push(Arc::clone(known));
+                backends.push(known);
             } else {
                 backends.push(Arc::new(Backend::newcomer(one.clone(), policy, now)));
             }
@@ -177,13 +191,29 @@ impl Pool {
             sessions: Arc::clone(&self.sessions),
             told_panic: Arc::clone(&self.told_panic),
         };
-        Self::assemble(settings, backends, shared, Arc::clone(&self.observer))
+        let departed = left.iter().map(Arc::downgrade).collect();
+        let kind = settings.health.kind.clone();
+        let observer = Arc::clone(&self.observer);
+        let pool = Self::assemble(settings, backends, shared, departed, observer);
+        for backend in &pool.backends {
+            pool.undrain(backend, DrainCause::Removed);
+            // What no check can take back any more.
+            if !kind.has_answers() {
+                pool.undrain(backend, DrainCause::Backend);
+            }
+            if kind == CheckKind::Off {
+                pool.undrain(backend, DrainCause::Refusing);
+            }
+        }
+        left.iter().for_each(|backend| pool.drain(backend, DrainCause::Removed));
+        pool
     }
 
     fn assemble(
         settings: PoolSettings,
         backends: Vec<Arc<Backend>>,
         shared: Shared,
+        departed: Vec<Weak<Backend>>,
         observer: Observer,
     ) -> Arc<Self> {
         let Shared { placements, sessions, told_panic } = shared;
@@ -196,6 +226,7 @@ impl Pool {
             ring,
             placements,
             sessions,
+            departed,
             turn: AtomicU64::new(0),
             seed: u64::from_ne_bytes(crate::random::bytes()),
             rotation: Mutex::default(),
@@ -267,8 +298,18 @@ impl Pool {
         if check != Check::Passed {
             backend.counters().check_failures.fetch_add(1, Ordering::Relaxed);
         }
-        let transition = backend.judge(|verdict| verdict.checked(check, now));
+        let mut is_refusing = false;
+        let transition = backend.judge(|verdict| {
+            let transition = verdict.checked(check, now);
+            is_refusing = verdict.is_refusing();
+            transition
+        });
         self.tell(backend, transition, detail);
+        if is_refusing && backend.connections() > 0 {
+            self.drain(backend, DrainCause::Refusing);
+        } else if check == Check::Passed && backend.in_service() {
+            self.undrain(backend, DrainCause::Refusing);
+        }
     }
 
     /// Takes a connect or a handshake of a client that `backend` failed; `detail` says how.
@@ -292,9 +333,12 @@ impl Pool {
     /// Lets time decide on `backend`; to be called about every second, with or without checks.
     pub fn tick(&self, backend: &Arc<Backend>, now: Instant) {
         let other = |one: &&Arc<Backend>| !Arc::ptr_eq(one, backend);
-        // In a panic the checks are not believed, so nobody is given up for what they say.
-        let another_serves =
-            !self.is_panicking() && self.backends.iter().filter(other).any(|one| one.in_service());
+        let serves = |one: &Arc<Backend>| one.in_service() && !one.is_draining();
+        // In a panic the checks are not believed, so nobody is given up for what they say; and who
+        // refuses while his connections live is there.
+        let another_serves = !self.is_panicking()
+            && !Self::is_refusing(backend)
+            && self.backends.iter().filter(other).any(serves);
         let transition = backend.judge(|verdict| verdict.tick(now, another_serves));
         self.tell(backend, transition, &"");
         // Other settings may have brought it about.
@@ -315,6 +359,9 @@ impl Pool {
             detail: detail.to_string(),
         }));
         self.tell_panic();
+        if transition.to == State::Lost {
+            self.forget_announcements(backend);
+        }
     }
 
     /// Tells of a panic that began or ended since this was last called.
@@ -412,6 +459,8 @@ pub struct PoolSettings {
     pub connect_timeout: Duration,
     /// Until a backend has answered a WebSocket handshake.
     pub handshake_timeout: Duration,
+    /// Over how long the drain of a backend spreads its closes; zero: all at once.
+    pub drain_timeout: Duration,
     /// TCP keep-alive to backends, and `TCP_USER_TIMEOUT`.
     pub keepalive: Duration,
     /// How TLS is made with them; `None`: plain TCP.
@@ -517,6 +566,13 @@ pub enum CheckKind {
     Off,
 }
 
+impl CheckKind {
+    /// Whether a backend answers in words, which may say that it goes.
+    fn has_answers(&self) -> bool {
+        matches!(self, Self::Http { .. } | Self::WebSocket { .. })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
@@ -542,6 +598,7 @@ mod tests {
             max_connections: 0,
             connect_timeout: Duration::from_secs(2),
             handshake_timeout: Duration::from_secs(10),
+            drain_timeout: Duration::from_secs(60),
             keepalive: Duration::from_secs(30),
             tls: None,
             backends,

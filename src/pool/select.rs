@@ -1,6 +1,7 @@
 //! Which backends may have something new, and which of them gets it.
 //!
-//! Everything that has a say comes together here: health, or its absence in a panic; the limit of
+//! Everything that has a say comes together here: health, or its absence in a panic; a drain, which
+//! holds in a panic too; the limit of
 //! connections; where no key decides, the pool's rule (`balance.rs`); and where one does, the
 //! ring, whose walk passes over who is full, over its bound of load, or not warm enough for this
 //! key after coming back. Whoever has none of that left for him is not sent away for it: bounds
@@ -106,7 +107,8 @@ struct Open<'a> {
 
 impl<'a> Open<'a> {
     fn serves(&self, backend: &Backend) -> bool {
-        backend.in_service() || (self.panicking && !backend.is_lost())
+        let is_fit = backend.in_service() || (self.panicking && !backend.is_lost());
+        is_fit && !backend.is_draining()
     }
 
     fn is_untried(&self, backend: &Arc<Backend>) -> bool {

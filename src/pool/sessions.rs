@@ -59,6 +59,23 @@ impl Sessions {
         Some(Visit { sessions: Arc::clone(self), id, serial, backend })
     }
 
+    /// The ids of all sessions of a backend. Looks at every one, under the lock.
+    pub(super) fn of(&self, backend: &Arc<Backend>) -> Vec<Arc<str>> {
+        let table = self.lock();
+        let of_it = table.sessions.iter().filter(|(_, one)| Arc::ptr_eq(&one.backend, backend));
+        of_it.map(|(id, _)| Arc::clone(id)).collect()
+    }
+
+    /// Forgets sessions, but none that is another backend's by now.
+    pub(super) fn forget(&self, ids: &[Arc<str>], backend: &Arc<Backend>) {
+        let mut table = self.lock();
+        for id in ids {
+            if table.sessions.get(id).is_some_and(|one| Arc::ptr_eq(&one.backend, backend)) {
+                table.forget(id);
+            }
+        }
+    }
+
     /// Finds the backend of a session without being a request of it.
     pub fn find(&self, id: &str) -> Option<Arc<Backend>> {
         self.lock().find(id, Instant::now())

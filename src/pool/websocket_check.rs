@@ -22,7 +22,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::health::CheckError;
+use super::health::{Answer, CheckError, says_drain};
 use crate::ws::handshake;
 
 /// How much a backend may say before it answers.
@@ -50,7 +50,7 @@ pub(super) async fn check<S>(
     host: &str,
     user_agent: &'static str,
     head_bytes: usize,
-) -> Result<(), CheckError>
+) -> Result<Answer, CheckError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -63,19 +63,23 @@ where
     let open = async move {
         let mut response = sender.send_request(request).await.map_err(CheckError::Broken)?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            return Err(CheckError::Status(response.status()));
+            let (status, drains) = (response.status(), says_drain(response.headers()));
+            return Err(CheckError::Status { status, drains });
         }
         handshake::check_response(response.headers(), &asked).map_err(CheckError::Handshake)?;
-        hyper::upgrade::on(&mut response).await.map_err(CheckError::Broken)
+        let drains = says_drain(response.headers());
+        let upgraded = hyper::upgrade::on(&mut response).await.map_err(CheckError::Broken)?;
+        Ok((upgraded, drains))
     };
     let mut open = std::pin::pin!(open);
-    let upgraded = tokio::select! {
-        upgraded = &mut open => upgraded?,
+    let (upgraded, drains) = tokio::select! {
+        opened = &mut open => opened?,
         // It hands the stream over, or has ended: either way there is an answer.
         _ = connection.with_upgrades() => open.await?,
     };
     let mut stream = TokioIo::new(upgraded);
-    talk(&mut stream).await.map_err(CheckError::Talk)
+    talk(&mut stream).await.map_err(CheckError::Talk)?;
+    Ok(Answer { drains: Some(drains) })
 }
 
 fn request(
@@ -168,7 +172,7 @@ mod tests {
     /// Has a backend answer the handshake properly and then go on as `then` says.
     async fn checked<F: Future<Output = ()>>(
         then: impl FnOnce(DuplexStream) -> F,
-    ) -> Result<(), CheckError> {
+    ) -> Result<Answer, CheckError> {
         let (ours, mut theirs) = duplex(1 << 16);
         let serving = async {
             let mut head = Vec::new();

@@ -5,6 +5,7 @@
 //! global, so that several can run in one process. It is built on a runtime of its owner's, the
 //! control runtime, on which everything runs that must not wait for a worker.
 
+mod drain;
 pub mod reload;
 mod worker;
 
@@ -20,6 +21,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, error, info, warn};
 
+use self::drain::Conductor;
+use self::reload::Gone;
 use self::worker::WorkerHandle;
 use crate::admin::{Admin, AdminError};
 use crate::config::Config;
@@ -28,9 +31,9 @@ use crate::http::{Shared, Snapshot};
 use crate::listen::{Listener, Loads};
 use crate::observe::access_log::{AccessLog, OpenError, Opened};
 use crate::observe::metrics::{
-    BackendLabels, BackendSample, Collect, Metrics, StateLabels, WorkerSample,
+    BackendLabels, BackendSample, Collect, DrainLabels, Metrics, StateLabels, WorkerSample,
 };
-use crate::pool::{self, BackendEvent, PanicEvent, Pool, State};
+use crate::pool::{self, Backend, BackendEvent, Clearing, DrainChange, PanicEvent, Pool, State};
 use crate::shutdown::StopPlan;
 
 pub use crate::fleet::DeliverError;
@@ -81,6 +84,9 @@ pub struct Server {
     watched: Vec<(Arc<Pool>, watch::Sender<bool>)>,
     /// Told of every change of a backend.
     observer: pool::Observer,
+    conductor: Arc<Conductor>,
+    /// What left the config and may still have connections.
+    gone: Gone,
 }
 
 impl Server {
@@ -96,7 +102,8 @@ impl Server {
         let loads = Arc::new(Loads::new(config.server.workers));
         let collector = Arc::new(Owners { fleet: OnceLock::new(), loads: Arc::clone(&loads) });
         let metrics = Arc::new(Metrics::new(Box::new(Arc::clone(&collector))));
-        let observer = observer(&metrics, &inboxes);
+        let conductor = Conductor::new(inboxes.clone());
+        let observer = observer(&metrics, &inboxes, &conductor);
         let pools = config.pools.iter();
         let pools = pools.map(|settings| Pool::new(settings.clone(), Arc::clone(&observer)));
         let pools: Vec<Arc<Pool>> = pools.collect();
@@ -124,6 +131,8 @@ impl Server {
             watchers: JoinSet::new(),
             watched: Vec::new(),
             observer,
+            conductor,
+            gone: Gone::default(),
         };
         server.serve_admin(admin);
         if let Err(error) = server.start_workers(receivers, &loads, &inboxes) {
@@ -234,6 +243,7 @@ impl Server {
         tokio::time::sleep(plan.delay).await;
         let over = Instant::now() + plan.grace;
         self.fleet.listeners.load().iter().for_each(|listener| listener.close());
+        self.conductor.end();
         let stopped = stop_workers(std::mem::take(&mut self.workers), plan);
         let cut = tokio::time::timeout(plan.grace + LATEST, stopped).await.unwrap_or_else(|_| {
             error!("a worker does not stop; it is left behind");
@@ -302,18 +312,28 @@ fn told(mut stop: watch::Receiver<bool>) -> impl Future<Output = ()> + Send + 's
 
 /// Who is told of the changes of all backends: the log, the metrics, and the workers whose
 /// connections end with a backend that is lost.
-fn observer(metrics: &Arc<Metrics>, inboxes: &[mpsc::Sender<Message>]) -> pool::Observer {
+fn observer(
+    metrics: &Arc<Metrics>,
+    inboxes: &[mpsc::Sender<Message>],
+    conductor: &Arc<Conductor>,
+) -> pool::Observer {
     let metrics = Arc::clone(metrics);
     let inboxes = inboxes.to_vec();
     let control = Handle::current();
+    let conductor = Arc::clone(conductor);
     Arc::new(move |event: &pool::Event| match event {
         pool::Event::Backend(event) => {
             note_change(event, &metrics);
             if event.transition.to == State::Lost {
                 end_connections(event, &inboxes, &control);
+                conductor.lost(&event.pool, &event.backend);
             }
         }
         pool::Event::Panic(event) => note_panic(event),
+        pool::Event::Drain(change, clearing) => {
+            note_drain(*change, clearing, &metrics);
+            conductor.follow(clearing);
+        }
     })
 }
 
@@ -340,6 +360,25 @@ fn note_change(event: &BackendEvent, metrics: &Metrics) {
     let labels =
         StateLabels { pool: pool.clone(), backend: id.to_owned(), outcome: to, reason: cause };
     metrics.backend_changes.get_or_create(&labels).inc();
+}
+
+/// Says once that a backend is drained, or no longer, and counts it.
+fn note_drain(change: DrainChange, clearing: &Clearing, metrics: &Metrics) {
+    let Clearing { pool, backend, span, .. } = clearing;
+    let id = backend.id();
+    let (keys, connections) = (backend.keys(), backend.connections());
+    match change {
+        DrainChange::Begun(by) => {
+            info!(%pool, backend = id, %by, keys, connections, over = ?span, "drain begins");
+        }
+        DrainChange::Joined(by) => info!(%pool, backend = id, %by, "drain has another cause"),
+        DrainChange::Left(by) => info!(%pool, backend = id, %by, "drain goes on for another cause"),
+        DrainChange::Ended(by) => info!(%pool, backend = id, %by, keys, connections, "drain ends"),
+    }
+    if let DrainChange::Begun(by) | DrainChange::Joined(by) = change {
+        let labels = DrainLabels { pool: pool.to_string(), reason: by.as_str() };
+        metrics.drains.get_or_create(&labels).inc();
+    }
 }
 
 /// Says that a pool goes by health no more, or again.
@@ -383,22 +422,26 @@ impl Owners {
     }
 }
 
+fn sample(pool: &Pool, backend: &Backend, ring_share: f64) -> BackendSample {
+    BackendSample {
+        labels: BackendLabels { pool: pool.name().to_owned(), backend: backend.id().to_owned() },
+        in_service: backend.in_service(),
+        draining: backend.is_draining(),
+        connections: backend.connections() as u64,
+        in_flight: backend.requests() as u64,
+        ring_share,
+    }
+}
+
 impl Collect for Arc<Owners> {
     fn backends(&self) -> Vec<BackendSample> {
         let mut samples = Vec::new();
         for pool in self.pools() {
-            for (index, backend) in pool.backends().iter().enumerate() {
-                samples.push(BackendSample {
-                    labels: BackendLabels {
-                        pool: pool.name().to_owned(),
-                        backend: backend.id().to_owned(),
-                    },
-                    in_service: backend.in_service(),
-                    connections: backend.connections() as u64,
-                    in_flight: backend.requests() as u64,
-                    ring_share: pool.ring().share(index),
-                });
-            }
+            let (pool, shares) = (&*pool, (0..).map(|index| pool.ring().share(index)));
+            samples.extend(
+                pool.backends().iter().zip(shares).map(|(one, share)| sample(pool, one, share)),
+            );
+            samples.extend(pool.departed().iter().map(|one| sample(pool, one, 0.0)));
         }
         samples
     }

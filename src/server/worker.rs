@@ -26,7 +26,8 @@ use crate::shutdown::{StopPlan, Tasks};
 use crate::ws::clock::TICK_MILLIS;
 use crate::ws::close::CloseReason;
 use crate::ws::connection::{Connection, Serial};
-use crate::ws::pace;
+use crate::ws::mass_close::MassCloses;
+use crate::ws::pace::MassClose;
 use crate::ws::relay::Direction;
 use crate::ws::table::Table;
 
@@ -120,6 +121,7 @@ struct Worker {
     index: usize,
     loads: Arc<Loads>,
     inboxes: Vec<mpsc::Sender<Message>>,
+    mass_closes: MassCloses,
 }
 
 impl Worker {
@@ -132,6 +134,7 @@ impl Worker {
             index: usize::from(parts.index),
             loads: parts.loads,
             inboxes: parts.inboxes,
+            mass_closes: MassCloses::default(),
         };
         for door in parts.doors {
             worker.listen(door)?;
@@ -273,6 +276,7 @@ impl Worker {
                     connection.close(CloseReason::BackendLost);
                 }
             }
+            Message::MassClose(number, order) => self.mass_closes.follow(number, order, table),
             Message::List { query, reply } => {
                 let _ = reply.send(self.list(&query));
             }
@@ -317,27 +321,23 @@ impl Worker {
 
 /// The closes of a shutdown, as far as they have gone.
 struct Closes {
-    total: usize,
-    done: usize,
+    pace: MassClose,
     last: Option<Serial>,
-    span: Duration,
 }
 
 impl Closes {
     fn new(total: usize, span: Duration) -> Self {
-        Self { total, done: 0, last: None, span }
+        Self { pace: MassClose::new(total, span), last: None }
     }
 
     /// Closes those that are due. Whoever comes after the beginning has a higher serial, and is
     /// closed once all others are.
     fn go_on(&mut self, table: &Table, elapsed: Duration) {
-        let due = pace::due(self.total, elapsed, self.span);
-        let all = due == self.total;
-        let now = if all { usize::MAX } else { due.saturating_sub(self.done) };
+        let due = self.pace.take_due(elapsed);
+        let now = if self.pace.is_over() { usize::MAX } else { due };
         for connection in table.after(self.last, now, |_| true) {
             connection.close(CloseReason::Shutdown);
             self.last = Some(connection.serial);
-            self.done += 1;
         }
     }
 }

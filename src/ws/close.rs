@@ -53,6 +53,10 @@ pub enum CloseReason {
     PingTimeout,
     /// The proxy shuts down.
     Shutdown,
+    /// Its backend is drained.
+    Drained,
+    /// Its route left the config.
+    RouteRemoved,
     /// The client reads too slowly for what is sent to it.
     SlowClient,
     /// A fault of the proxy.
@@ -75,6 +79,8 @@ impl CloseReason {
             Self::IdleTimeout => "idle_timeout",
             Self::PingTimeout => "ping_timeout",
             Self::Shutdown => "shutdown",
+            Self::Drained => "drained",
+            Self::RouteRemoved => "route_removed",
             Self::SlowClient => "slow_client",
             Self::Internal => "internal",
         }
@@ -100,6 +106,7 @@ impl CloseReason {
             | Self::BackendViolation(FrameError::MessageTooBig) => Some(1009),
             Self::ClientViolation(_) | Self::BackendViolation(_) => Some(1002),
             Self::IdleTimeout | Self::PingTimeout | Self::Shutdown => Some(1001),
+            Self::Drained | Self::RouteRemoved => Some(1012),
             Self::SlowClient => Some(1013),
             Self::Internal => Some(1011),
         }
@@ -120,6 +127,8 @@ impl CloseReason {
             Self::IdleTimeout => "idle",
             Self::PingTimeout => "no answer to ping",
             Self::Shutdown => "proxy shuts down",
+            Self::Drained => "backend drained",
+            Self::RouteRemoved => "route removed",
             Self::SlowClient => "client reads too slowly",
             Self::Internal => "internal error",
         }
