@@ -14,7 +14,7 @@ use tracing::debug;
 
 use super::session::OfFirstMessage;
 use super::{Accepted, Context, Live};
-use crate::observe::access_log::{ConnectionLine, unix_millis};
+use crate::observe::access_log::{ConnectionLine, Rest, unix_millis};
 use crate::observe::metrics::{ConnectionLabels, Held};
 use crate::pool::Placement;
 use crate::pool::backend::ConnectionGauge;
@@ -53,8 +53,9 @@ pub(super) struct Guards {
     #[expect(dead_code, reason = "held, not read")]
     pub(super) opened: Option<OfFirstMessage>,
     /// Its client's socket counts.
-    #[expect(dead_code, reason = "held, not read")]
     pub(super) accepted: Rc<Accepted>,
+    /// What its line tells of its handshake, if the access log was on then.
+    pub(super) asked: Option<Rest>,
 }
 
 impl Relayed {
@@ -90,16 +91,22 @@ impl Relayed {
         let backend = self.guards.counted.backend().id();
         let (messages_from_client, bytes_from_client) = connection.counts(Direction::FromClient);
         let (messages_from_backend, bytes_from_backend) = connection.counts(Direction::FromBackend);
+        let since = connection.facts.since;
+        let last_activity = self.context.table.time_of(connection.last_activity()).max(since);
+        let (since, now) = (unix_millis(since), unix_millis(SystemTime::now()));
         let line = ConnectionLine {
             kind: "connection",
-            time: unix_millis(SystemTime::now()),
+            time: now,
+            proxy: &shared.proxy_id,
             connection: &id,
             client: connection.facts.client,
+            listener: &self.guards.accepted.listener.label,
             route: &route.name,
             pool: &route.pool_name,
             backend,
-            key: connection.facts.key.as_deref(),
-            since: unix_millis(connection.facts.since),
+            since,
+            last_activity: unix_millis(last_activity),
+            duration_ms: now.saturating_sub(since),
             by: reason.by().label(),
             reason: reason.label(),
             code: reason.code(),
@@ -109,7 +116,7 @@ impl Relayed {
             messages_from_backend,
             bytes_from_backend,
         };
-        shared.access_log.record(&line);
+        shared.access_log.record(&line, self.guards.asked.as_ref());
         debug!(
             connection = id,
             route = line.route,

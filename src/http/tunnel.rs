@@ -26,8 +26,9 @@ use super::head::RequestHead;
 use super::relayed::{Guards, Place, Relayed};
 use super::respond::Refused;
 use super::session::{self, OfFirstMessage, Session};
-use super::{Accepted, Context, Live, Route, Trace, headers, upstream};
+use super::{Accepted, CLIENT_GONE, Context, Live, Route, Trace, headers, upstream};
 use crate::listen::Stream;
+use crate::observe::access_log::RequestRecord;
 use crate::pool::backend::{ConnectionGauge, Slot};
 use crate::pool::sessions::Visit;
 use crate::pool::{Backend, Choice, Moved, Placement, Pool, Stay};
@@ -103,6 +104,7 @@ pub(super) async fn open(
         place: opening.target.into_place(),
         accepted: handshake.accepted,
         opens_session,
+        record: trace.take_record(),
     };
     context.tasks.spawn(tunnel.run(handshake.upgrade));
     Ok(answer)
@@ -210,6 +212,7 @@ struct Upstream {
     read_ahead: Vec<u8>,
     reserved: ReservedBits,
     counted: ConnectionGauge,
+    subprotocol: Option<HeaderValue>,
 }
 
 /// What a backend says to a handshake.
@@ -321,6 +324,7 @@ impl Opening<'_> {
             read_ahead: parts.read_buf.to_vec(),
             reserved: negotiated.reserved,
             counted: slot.connection(),
+            subprotocol: negotiated.subprotocol,
         };
         Ok(Answer::Switched(upstream, switching(response.headers())))
     }
@@ -349,6 +353,8 @@ struct Tunnel {
     accepted: Rc<Accepted>,
     /// Its first message may open a session.
     opens_session: bool,
+    /// For the access log, if that is on.
+    record: Option<Box<RequestRecord>>,
 }
 
 impl Tunnel {
@@ -360,20 +366,22 @@ impl Tunnel {
             // hyper took from the gate what came first.
             Some((stream, [&parts.read_buf[..], &behind].concat()))
         });
-        let Self { context, upstream, entry, live, place, accepted, opens_session } = self;
+        let Self { context, upstream, entry, live, place, accepted, opens_session, record } = self;
         let route = Arc::clone(live.route());
         let Some(client) = client else {
             // Gone before it had its 101.
-            return context.shared.metrics.refuse(&route.name, "client_gone");
+            return context.shared.metrics.refuse(&route.name, CLIENT_GONE);
         };
-        let Upstream { backend, stream, read_ahead, reserved, counted } = upstream;
+        let Upstream { backend, stream, read_ahead, reserved, counted, subprotocol } = upstream;
+        let subprotocol = subprotocol.as_ref().and_then(|name| name.to_str().ok());
+        let asked = record.and_then(|record| record.into_rest(subprotocol));
         let session = OfFirstMessage::default();
         let first_message = opens_session.then(|| {
             let (pool, client) = (Arc::clone(&route.pool), entry.connection().facts.client);
             session.listen(session::Opening { pool, backend, client })
         });
         let opened = first_message.is_some().then_some(session);
-        let guards = Guards { live, counted, place, opened, accepted };
+        let guards = Guards { live, counted, place, opened, accepted, asked };
         let tasks = context.tasks.clone();
         let relayed = Relayed::begin(context, entry, guards, |entry| {
             let limits = route.relay_limits(reserved);
