@@ -5,6 +5,8 @@
 //! global, so that several can run in one process. It is built on a runtime of its owner's, the
 //! control runtime, on which everything runs that must not wait for a worker.
 
+mod busy;
+mod expiry;
 pub mod reload;
 mod worker;
 
@@ -20,6 +22,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, error, info, warn};
 
+use self::busy::Busy;
 use self::worker::WorkerHandle;
 use crate::admin::{Admin, AdminError};
 use crate::config::Config;
@@ -28,7 +31,7 @@ use crate::http::{Shared, Snapshot};
 use crate::listen::{Listener, Loads};
 use crate::observe::access_log::{AccessLog, OpenError, Opened};
 use crate::observe::metrics::{
-    BackendLabels, BackendSample, Collect, Metrics, StateLabels, WorkerSample,
+    BackendLabels, BackendSample, Collect, ListenerLabel, Metrics, StateLabels, WorkerSample,
 };
 use crate::pool::{self, BackendEvent, Pool, State};
 use crate::shutdown::StopPlan;
@@ -79,6 +82,8 @@ pub struct Server {
     watchers: JoinSet<()>,
     /// The pools whose backends are watched, and what stops that.
     watched: Vec<(Arc<Pool>, watch::Sender<bool>)>,
+    /// What stops the rest of the watchers.
+    watching_itself: watch::Sender<bool>,
     /// Told of every change of a backend.
     observer: pool::Observer,
 }
@@ -94,7 +99,9 @@ impl Server {
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let (inboxes, receivers) = fleet::inboxes(config.server.workers);
         let loads = Arc::new(Loads::new(config.server.workers));
-        let collector = Arc::new(Owners { fleet: OnceLock::new(), loads: Arc::clone(&loads) });
+        let (fleet, busy) = (OnceLock::new(), Arc::<Busy>::default());
+        let collector =
+            Arc::new(Owners { fleet, loads: Arc::clone(&loads), busy: Arc::clone(&busy) });
         let metrics = Arc::new(Metrics::new(Box::new(Arc::clone(&collector))));
         let observer = observer(&metrics, &inboxes);
         let pools = config.pools.iter();
@@ -102,7 +109,7 @@ impl Server {
         let pools: Vec<Arc<Pool>> = pools.collect();
         let snapshot = Snapshot::new(&config.routes, pools.clone(), &metrics, None);
         let dropped = metrics.access_log_dropped.clone();
-        let access_log = AccessLog::new(Opened::open(&config.server.access_log)?, dropped);
+        let access_log = AccessLog::new(Opened::open(&config.server.access_log, dropped)?);
         let proxy_id = proxy_id(&config.server.name);
         let shared = Arc::new(Shared::new(proxy_id, snapshot, metrics, access_log));
         let name = config.server.name.clone();
@@ -123,6 +130,7 @@ impl Server {
             workers: Vec::new(),
             watchers: JoinSet::new(),
             watched: Vec::new(),
+            watching_itself: watch::Sender::new(false),
             observer,
         };
         server.serve_admin(admin);
@@ -130,6 +138,7 @@ impl Server {
             server.stop(StopPlan::prompt()).await;
             return Err(error);
         }
+        server.watch_itself(busy);
         server.watch_backends(&pools);
         server.fleet.shared.metrics.took_effect(SystemTime::now());
         server.fleet.set_ready(true);
@@ -169,6 +178,20 @@ impl Server {
             self.workers.push(worker::start(parts).map_err(StartError::Worker)?);
         }
         Ok(())
+    }
+
+    /// Has the proxy look at itself: how busy it is, and whether its certificates are valid for long.
+    fn watch_itself(&mut self, busy: Arc<Busy>) {
+        busy.read(self.workers.iter().map(|worker| worker.runtime.clone()).collect());
+        let stopped = told(self.watching_itself.subscribe());
+        self.watchers.spawn(async move {
+            tokio::select! {
+                () = stopped => {}
+                () = busy.sample() => {}
+            }
+        });
+        let stopped = told(self.watching_itself.subscribe());
+        self.watchers.spawn(expiry::tell_every_day(Arc::clone(&self.fleet), stopped));
     }
 
     fn announce(&self) {
@@ -241,6 +264,7 @@ impl Server {
         });
         self.admin = None;
         self.watched.clear();
+        self.watching_itself.send_replace(true);
         let left = over.saturating_duration_since(Instant::now()).min(LAST_ANSWERS);
         let watchers = async { while self.watchers.join_next().await.is_some() {} };
         // Who asks the admin API and then says or takes no more is not waited for.
@@ -294,10 +318,8 @@ fn bind_all(config: &Config) -> Result<Vec<Arc<Listener>>, StartError> {
 }
 
 /// Resolves when told so. A sender that is gone tells the same.
-fn told(mut stop: watch::Receiver<bool>) -> impl Future<Output = ()> + Send + 'static {
-    async move {
-        let _ = stop.wait_for(|stop| *stop).await;
-    }
+async fn told(mut stop: watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 /// Who is told of the changes of all backends: the log, the metrics, and the workers whose
@@ -361,6 +383,7 @@ struct Owners {
     /// Set once the proxy is built, of which the metrics are a part.
     fleet: OnceLock<Arc<Fleet>>,
     loads: Arc<Loads>,
+    busy: Arc<Busy>,
 }
 
 impl Owners {
@@ -395,7 +418,20 @@ impl Collect for Arc<Owners> {
             workers: self.loads.workers() as u64,
             least: self.loads.least().1 as u64,
             most: self.loads.most() as u64,
+            busy: self.busy.total(),
+            busiest: self.busy.busiest(),
         }
+    }
+
+    fn certificates(&self) -> Vec<(ListenerLabel, f64)> {
+        let Some(fleet) = self.fleet.get() else { return Vec::new() };
+        let now = SystemTime::now();
+        let listeners = fleet.listeners.load();
+        let left = listeners.iter().filter_map(|listener| {
+            let (_, days) = listener.settings.first_to_expire(now)?;
+            Some((ListenerLabel { listener: listener.label.to_string() }, days))
+        });
+        left.collect()
     }
 
     fn placed_keys(&self) -> Vec<(String, u64)> {
