@@ -119,3 +119,50 @@ impl Write for EventWriter<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use tracing::{debug, info};
+
+    use super::*;
+
+    const IN_CHILD: &str = "STEADFAST_TEST_OF_A_PANIC";
+
+    /// In a process of its own, since a process has one log.
+    #[test]
+    fn a_panic_is_a_line_and_what_is_queued_at_the_end_is_written() {
+        if std::env::var_os(IN_CHILD).is_some() {
+            let log = start(LogLevel::Info, LogFormat::Json).unwrap();
+            info!("before");
+            let panicking = std::thread::Builder::new().name("worker-7".to_owned());
+            let ended = panicking.spawn(|| panic!("a \"fault\"")).unwrap().join();
+            assert!(ended.is_err());
+            debug!("not told");
+            log.set_level(LogLevel::Debug);
+            debug!("after");
+            drop(log);
+            std::process::exit(7);
+        }
+        let name = std::thread::current().name().unwrap().to_owned();
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", &name, "--nocapture"])
+            .env(IN_CHILD, "1")
+            .env("RUST_BACKTRACE", "1")
+            .output()
+            .unwrap();
+        assert_eq!(child.status.code(), Some(7), "{child:?}");
+        let text = String::from_utf8(child.stderr).unwrap();
+        let events: Vec<serde_json::Value> =
+            text.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+        let messages: Vec<_> =
+            events.iter().map(|event| event["message"].as_str().unwrap()).collect();
+        assert_eq!(messages, ["before", "a panic: a fault of the program", "after"]);
+        let panic = &events[1];
+        assert_eq!((&panic["level"], &panic["thread"]), (&"ERROR".into(), &"worker-7".into()));
+        assert_eq!(panic["cause"], "a \"fault\"");
+        assert!(panic["at"].as_str().unwrap().contains("log.rs:"), "{panic}");
+        assert!(panic["backtrace"].as_str().unwrap().contains("log::tests"), "{panic}");
+    }
+}

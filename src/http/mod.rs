@@ -56,7 +56,7 @@ use crate::listen::{
 };
 use crate::observe::access_log::{AccessLog, Asked, RequestRecord};
 use crate::observe::metrics::{Held, Metrics, RequestLabels};
-use crate::observe::rate::turn;
+use crate::observe::rate::{Allowed, allowed};
 use crate::pool::{Backend, Pool, dial};
 use crate::route::key::{KeyFound, KeySource, RequestFacts, find_key};
 use crate::route::{RouteSettings, Router, sticky};
@@ -69,8 +69,8 @@ use crate::ws::handshake;
 use crate::ws::relay::RelayLimits;
 use crate::ws::table::Table;
 
-/// Why a request had no answer whose client did not wait for one.
-const CLIENT_GONE: &str = "client_gone";
+/// The longest name that DNS has, with a port.
+const LONGEST_HOST: usize = 253 + 6;
 
 /// A route with what it needs while it runs.
 #[derive(Debug)]
@@ -228,8 +228,7 @@ impl Shared {
 
 /// Says that a listener can't accept, at most once a second.
 pub fn complain_of_accept(listener: &str, error: &io::Error) {
-    if let Some(turn) = turn!(1) {
-        let suppressed = turn.suppressed;
+    if let Some(Allowed { suppressed }) = allowed!(1) {
         warn!(
             listener,
             %error,
@@ -454,12 +453,12 @@ impl Context {
     fn note_connect_failure(&self, pool: &Pool, backend: &Backend, error: &io::Error) {
         if dial::is_own_failure(error) {
             self.shared.metrics.own_failures.inc();
-            if let Some(turn) = turn!() {
+            if let Some(Allowed { suppressed }) = allowed!() {
                 warn!(
                     pool = pool.name(),
                     backend = backend.id(),
                     %error,
-                    suppressed = turn.suppressed,
+                    suppressed,
                     "can't connect: out of ports or descriptors"
                 );
             }
@@ -523,7 +522,7 @@ impl<'a> Trace<'a> {
     fn take_record(&mut self) -> Option<Box<RequestRecord>> {
         let mut record = self.record.take()?;
         record.route = Arc::clone(&self.route);
-        record.refused = Some(CLIENT_GONE);
+        record.refused = Some("client_gone");
         Some(record)
     }
 
@@ -548,7 +547,7 @@ impl<'a> Trace<'a> {
 impl Drop for Trace<'_> {
     fn drop(&mut self) {
         if !self.answered {
-            self.metrics.refuse(&self.route, CLIENT_GONE);
+            self.metrics.refuse(&self.route, "client_gone");
             // It is written down with this.
             drop(self.take_record());
         }
@@ -560,14 +559,21 @@ fn asked(request: &Request<Incoming>) -> Asked {
     let (uri, headers) = (request.uri(), request.headers());
     let named = || headers.get(HOST).and_then(|host| host.to_str().ok());
     let host = uri.authority().map(Authority::as_str).or_else(named);
+    // What stands before an `@` is no part of a host, and may be a password.
+    let host = host.and_then(|host| host.rsplit('@').next()).filter(|host| is_host(host));
     let request_id = headers::request_id(headers).and_then(|id| id.to_str().ok());
     Asked {
-        // What stands before an `@` is no part of a host, and may be a password.
-        host: host.and_then(|host| host.rsplit('@').next()).map(str::to_owned),
+        host: host.map(str::to_owned),
         path: uri.path().to_owned(),
         request_id: request_id.map(str::to_owned),
         trace_id: headers::trace_id(headers).map(str::to_owned),
     }
+}
+
+/// Whether a host is a name or an address, with or without a port; not whether it exists.
+fn is_host(host: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte);
+    host.len() <= LONGEST_HOST && host.bytes().all(fits)
 }
 
 /// The host of a request (RFC 9112 section 3.2): an absolute-form target has its own. HTTP/1.0

@@ -26,7 +26,7 @@ use super::head::RequestHead;
 use super::relayed::{Guards, Place, Relayed};
 use super::respond::Refused;
 use super::session::{self, OfFirstMessage, Session};
-use super::{Accepted, CLIENT_GONE, Context, Live, Route, Trace, headers, upstream};
+use super::{Accepted, Context, Live, Route, Trace, headers, upstream};
 use crate::listen::Stream;
 use crate::observe::access_log::RequestRecord;
 use crate::pool::backend::{ConnectionGauge, Slot};
@@ -370,7 +370,7 @@ impl Tunnel {
         let route = Arc::clone(live.route());
         let Some(client) = client else {
             // Gone before it had its 101.
-            return context.shared.metrics.refuse(&route.name, CLIENT_GONE);
+            return context.shared.metrics.refuse(&route.name, "client_gone");
         };
         let Upstream { backend, stream, read_ahead, reserved, counted, subprotocol } = upstream;
         let subprotocol = subprotocol.as_ref().and_then(|name| name.to_str().ok());

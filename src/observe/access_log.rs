@@ -22,7 +22,7 @@ use serde::Serialize;
 use tracing::warn;
 
 use super::lines::{Lines, Output};
-use super::rate::turn;
+use super::rate::{Allowed, allowed};
 use super::stderr;
 use crate::config;
 
@@ -168,15 +168,13 @@ impl Output for LogFile {
     }
 
     fn tell_dropped(&self, lines: u64) {
-        if let Some(turn) = turn!() {
-            let suppressed = turn.suppressed;
+        if let Some(Allowed { suppressed }) = allowed!() {
             warn!(lines, suppressed, "the access log is too slow: lines were dropped");
         }
     }
 
     fn tell_failed(&self, error: &io::Error) {
-        if let Some(turn) = turn!() {
-            let suppressed = turn.suppressed;
+        if let Some(Allowed { suppressed }) = allowed!() {
             warn!(%error, suppressed, "can't write the access log; lines are lost");
         }
     }

@@ -150,9 +150,11 @@ impl<O: Output> Writer<O> {
         let mut written = Ok(());
         let mut lost = 0;
         let mut flushes = Vec::new();
+        let mut has_lines = !self.output.buffer().is_empty();
         for entry in batch {
             match entry {
                 Entry::Line(line) => {
+                    has_lines = true;
                     self.account.queued_bytes.fetch_sub(line.len(), Ordering::Relaxed);
                     written = written.and_then(|()| self.output.write_all(line.as_bytes()));
                     lost += u64::from(written.is_err());
@@ -171,7 +173,8 @@ impl<O: Output> Writer<O> {
         }
         self.dropped.inc_by(lost);
         match written {
-            Ok(()) => self.failing = false,
+            // Nothing to write goes well whatever is broken.
+            Ok(()) => self.failing &= !has_lines,
             // The next lines try again.
             Err(error) if !self.failing => {
                 self.failing = true;

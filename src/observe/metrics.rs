@@ -712,8 +712,7 @@ mod tests {
             "# TYPE steadfast_refused_total counter",
             "# HELP steadfast_refused_total Requests and connections that the proxy itself refused.",
             "# TYPE steadfast_build_info gauge",
-            "# TYPE steadfast_connections gauge",
-            "# TYPE steadfast_handshake_duration_seconds histogram",
+            "# TYPE steadfast_workers gauge",
         ] {
             assert!(text.lines().any(|one| one == line), "{line}\n{text}");
         }

@@ -22,7 +22,7 @@ pub struct Rate {
 
 /// A line that may be logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Turn {
+pub struct Allowed {
     /// How many like it were left out before; `None`: none was.
     pub suppressed: Option<u64>,
 }
@@ -35,13 +35,13 @@ impl Rate {
     }
 
     /// `None`: there were enough of these within this second.
-    pub fn turn(&self) -> Option<Turn> {
+    pub fn allow(&self) -> Option<Allowed> {
         static START: OnceLock<Instant> = OnceLock::new();
         let second = START.get_or_init(Instant::now).elapsed().as_secs();
-        self.turn_in(u32::try_from(second).unwrap_or(u32::MAX - 1))
+        self.allow_in(u32::try_from(second).unwrap_or(u32::MAX - 1))
     }
 
-    fn turn_in(&self, second: u32) -> Option<Turn> {
+    fn allow_in(&self, second: u32) -> Option<Allowed> {
         let count = |asked: u64| {
             let (of, times) = (asked >> 32, asked & u64::from(u32::MAX));
             let times = if of == u64::from(second) { times + 1 } else { 1 };
@@ -56,21 +56,21 @@ impl Rate {
             return None;
         }
         let suppressed = self.suppressed.swap(0, Ordering::Relaxed);
-        Some(Turn { suppressed: (suppressed > 0).then_some(suppressed) })
+        Some(Allowed { suppressed: (suppressed > 0).then_some(suppressed) })
     }
 }
 
-/// The turn of this call site: an `Option<Turn>`, of at most [`A_SECOND`] or so many a second.
-macro_rules! turn {
+/// Whether this call site may log a line: an `Option<Allowed>`, of at most [`A_SECOND`] or so many a second.
+macro_rules! allowed {
     () => {
-        turn!($crate::observe::rate::A_SECOND)
+        allowed!($crate::observe::rate::A_SECOND)
     };
     ($most:expr) => {{
         static RATE: $crate::observe::rate::Rate = $crate::observe::rate::Rate::new($most);
-        RATE.turn()
+        RATE.allow()
     }};
 }
-pub(crate) use turn;
+pub(crate) use allowed;
 
 #[cfg(test)]
 mod tests {
@@ -79,17 +79,17 @@ mod tests {
     #[test]
     fn a_second_has_a_budget_and_the_next_line_tells_what_was_left_out() {
         let rate = Rate::new(3);
-        let granted = |second| (0..100).filter_map(|_| rate.turn_in(second)).collect::<Vec<_>>();
-        let turn = |suppressed| Turn { suppressed };
-        assert_eq!(granted(0), [turn(None); 3]);
-        assert_eq!(granted(1), [turn(Some(97)), turn(None), turn(None)]);
-        assert_eq!(granted(7)[0], turn(Some(97)));
+        let granted = |second| (0..100).filter_map(|_| rate.allow_in(second)).collect::<Vec<_>>();
+        let line = |suppressed| Allowed { suppressed };
+        assert_eq!(granted(0), [line(None); 3]);
+        assert_eq!(granted(1), [line(Some(97)), line(None), line(None)]);
+        assert_eq!(granted(7)[0], line(Some(97)));
     }
 
     #[test]
     fn each_call_site_has_its_own() {
-        let sites = || (turn!(1).is_some(), turn!(1).is_some());
+        let sites = || (allowed!(1).is_some(), allowed!(1).is_some());
         assert_eq!(sites(), (true, true));
-        assert_eq!(Rate::new(0).turn_in(0), None);
+        assert_eq!(Rate::new(0).allow_in(0), None);
     }
 }

@@ -33,6 +33,7 @@ use crate::observe::access_log::{AccessLog, OpenError, Opened};
 use crate::observe::metrics::{
     BackendLabels, BackendSample, Collect, ListenerLabel, Metrics, StateLabels, WorkerSample,
 };
+use crate::observe::rate::{Allowed, allowed};
 use crate::pool::{self, BackendEvent, Pool, State};
 use crate::shutdown::StopPlan;
 
@@ -42,6 +43,9 @@ pub use crate::fleet::DeliverError;
 const LATEST: Duration = Duration::from_secs(1);
 /// How long answers of the admin API may take that are under way when all else is over.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
+/// So many changes of backends' states are told in a second.
+const CHANGES_TOLD: u32 = 100;
 
 /// How long the last lines of the access log may take.
 const FLUSH: Duration = Duration::from_secs(2);
@@ -342,19 +346,23 @@ fn note_change(event: &BackendEvent, metrics: &Metrics) {
     let (from, to) = (transition.from.as_str(), transition.to.as_str());
     let cause = transition.cause.as_str();
     let id = backend.id();
-    if transition.to == State::InService {
-        info!(pool, backend = id, from, to, cause, "backend in service");
-    } else {
-        warn!(
-            pool,
-            backend = id,
-            from,
-            to,
-            cause,
-            detail,
-            connections = backend.connections(),
-            "backend {to}"
-        );
+    // A whole fleet may go at once and shall be told of by name; one that flaps must not fill a disk.
+    if let Some(Allowed { suppressed }) = allowed!(CHANGES_TOLD) {
+        if transition.to == State::InService {
+            info!(pool, backend = id, from, to, cause, suppressed, "backend in service");
+        } else {
+            warn!(
+                pool,
+                backend = id,
+                from,
+                to,
+                cause,
+                detail,
+                connections = backend.connections(),
+                suppressed,
+                "backend {to}"
+            );
+        }
     }
     let labels =
         StateLabels { pool: pool.clone(), backend: id.to_owned(), outcome: to, reason: cause };

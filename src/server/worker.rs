@@ -21,7 +21,7 @@ use tracing::{debug, error, warn};
 use crate::fleet::{Door, Message, Passed, Query, Row};
 use crate::http::{Accepted, Context, Shared};
 use crate::listen::{Listener, Loads};
-use crate::observe::rate::turn;
+use crate::observe::rate::{Allowed, allowed};
 use crate::shutdown::{StopPlan, Tasks};
 use crate::ws::clock::TICK_MILLIS;
 use crate::ws::close::CloseReason;
@@ -428,8 +428,8 @@ impl Accepter {
 
 /// Says that a connection was lost on its way from one worker to another.
 fn say_lost(error: &io::Error) {
-    if let Some(turn) = turn!() {
-        warn!(%error, suppressed = turn.suppressed, "a client connection was lost");
+    if let Some(Allowed { suppressed }) = allowed!() {
+        warn!(%error, suppressed, "a client connection was lost");
     }
 }
 
