@@ -196,6 +196,51 @@ fn events_and_an_access_log_on_standard_error_take_turns_by_the_line() {
     assert_eq!(refused.count(), 400);
 }
 
+#[test]
+fn what_traffic_can_multiply_is_told_now_and_then_with_how_often_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.toml");
+    let nobody = "127.0.0.1:9".parse().unwrap();
+    std::fs::write(&path, config(&[("a", nobody)], &[("server", "workers = 2")])).unwrap();
+    // So few descriptors that its clients take them all.
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -n 64 && exec \"$0\" run --config \"$1\""]);
+    command.arg(env!("CARGO_BIN_EXE_steadfast")).arg(&path);
+    let mut process = Process::start("proxy", &mut command);
+    process.wait_for("ready", |line| line.contains(" ready ").then_some(()));
+    let address = |event: &str| {
+        let output = process.output();
+        let line = output.lines().find(|line| line.contains(event)).unwrap().to_owned();
+        line.split_once("address=").unwrap().1.parse::<SocketAddr>().unwrap()
+    };
+    let (listener, admin) = (address(" listening "), address(" admin API "));
+    let clients: Vec<_> = (0..80).map(|_| connect(listener)).collect();
+    let told = || {
+        let output = process.output();
+        let lines = output.lines().filter(|line| line.contains("can't accept connections"));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let began = Instant::now();
+    let lines = eventually("it is told again", || Some(told()).filter(|lines| lines.len() > 2));
+    let seconds = began.elapsed().as_secs() + 2;
+    assert!(lines.len() as u64 <= seconds, "{lines:#?}");
+    let suppressed = |line: &String| {
+        let (_, count) = line.split_once("suppressed=")?;
+        count.split(' ').next()?.parse::<f64>().ok()
+    };
+    assert!(suppressed(&lines[0]).is_none(), "{lines:#?}");
+    let all: f64 = lines.iter().filter_map(suppressed).sum();
+    assert!(all >= 5.0, "{lines:#?}");
+    // The counter knew each.
+    drop(clients);
+    let refused = eventually("the admin API answers", || {
+        let page = http::get(admin, "/metrics").text();
+        let line = page.lines().find(|line| line.contains("reason=\"accept_failed\""))?.to_owned();
+        line.rsplit(' ').next()?.parse::<f64>().ok()
+    });
+    assert!(refused >= all + lines.len() as f64, "{refused} {lines:#?}");
+}
+
 const SECRET: &str = "hunter2-0123456789abcdef";
 
 /// Requests that bring secrets where clients put them, all with a path of their own.
