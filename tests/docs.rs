@@ -221,7 +221,12 @@ fn address_in(line: &str) -> SocketAddr {
 fn get(address: SocketAddr, path: &str) -> String {
     let mut stream = TcpStream::connect_timeout(&address, DEADLINE).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: {address}\r\nAccept: application/openmetrics-text\r\n\
+         Connection: close\r\n\r\n"
+    )
+    .unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     answer
@@ -425,6 +430,47 @@ fn every_log_line_is_in_the_guide_at_its_level() {
         }
     }
     assert!(lines > 20);
+}
+
+/// The fields of a struct that is written as JSON, and of those that are written as parts of it.
+fn json_fields(source: &str, name: &str) -> BTreeSet<String> {
+    let start = source.find(&format!("struct {name}")).unwrap_or_else(|| panic!("no {name}"));
+    let body = bracketed(&source[start + source[start..].find('{').unwrap()..]);
+    let mut found = BTreeSet::new();
+    let mut flattened = false;
+    for line in body.lines().map(|line| line.trim().trim_start_matches("pub ")) {
+        if line == "#[serde(flatten)]" {
+            flattened = true;
+        } else if let Some((field, kind)) = line.split_once(": ") {
+            if std::mem::take(&mut flattened) {
+                let part = kind.trim_end_matches(',').rsplit(['&', ' ']).next().unwrap();
+                found.extend(json_fields(source, part));
+            } else {
+                found.insert(field.to_owned());
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn every_field_of_the_access_log_is_in_the_guide() {
+    let source = source("src/observe/access_log.rs");
+    let mut of_connection = json_fields(&source, "ConnectionLine");
+    of_connection.extend(json_fields(&source, "HandshakeFields"));
+    let of_request = json_fields(&source, "RequestLine");
+    assert!(of_request.len() > 12 && of_connection.len() > 20, "{of_request:?} {of_connection:?}");
+    let operate = text("docs/operate.md");
+    for (kind, fields) in [("request", of_request), ("connection", of_connection)] {
+        let title = format!("| field of a `\"kind\": \"{kind}\"`");
+        let table = &operate[operate.find(&title).unwrap_or_else(|| panic!("no {title}"))..];
+        let table = table.split("\n\n").next().unwrap();
+        let mut documented: BTreeSet<String> = BTreeSet::from(["kind".to_owned()]);
+        for row in rows(table).iter().skip(1) {
+            documented.extend(spans(row[0]).map(str::to_owned));
+        }
+        assert_eq!(documented, fields, "{kind}");
+    }
 }
 
 /// The options of the example: section, key, value, and whether the value is the default.

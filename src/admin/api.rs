@@ -5,8 +5,8 @@ use std::sync::{Arc, PoisonError};
 
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
-use axum::http::StatusCode;
-use axum::http::header::{CONTENT_TYPE, WWW_AUTHENTICATE};
+use axum::http::header::{ACCEPT, CONTENT_TYPE, VARY, WWW_AUTHENTICATE};
+use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -18,6 +18,7 @@ use super::problem::Problem;
 use crate::explain::{self, Door, Explanation, Question};
 use crate::fleet::{self, Fleet, OrderError, Row};
 use crate::observe::access_log::unix_millis;
+use crate::observe::metrics::PageFormat;
 use crate::pool::drain::Drain;
 use crate::pool::{Backend, DrainCause, Pool};
 use crate::server::reload::{Planned, ReloadError};
@@ -76,14 +77,32 @@ async fn ready(State(fleet): State<Arc<Fleet>>) -> (StatusCode, &'static str) {
     }
 }
 
-async fn metrics(State(fleet): State<Arc<Fleet>>) -> Response {
-    const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    match fleet.shared.metrics.page() {
-        Ok(page) => ([(CONTENT_TYPE, OPEN_METRICS)], page).into_response(),
+async fn metrics(State(fleet): State<Arc<Fleet>>, headers: HeaderMap) -> Response {
+    let format = metrics_format(&headers);
+    match fleet.shared.metrics.page(format) {
+        Ok(page) => {
+            let headers = [(CONTENT_TYPE, format.content_type()), (VARY, "accept")];
+            (headers, page).into_response()
+        }
         Err(error) => {
             Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response()
         }
     }
+}
+
+/// OpenMetrics for whoever names it, as Prometheus does; else the older format, which every other
+/// scraper reads and a browser shows.
+fn metrics_format(headers: &HeaderMap) -> PageFormat {
+    let names_it = crate::fields::list(headers, &ACCEPT).any(|range| {
+        let mut parts = range.split(';').map(str::trim);
+        let name = parts.next().unwrap_or_default();
+        let refused = |part: &str| {
+            let weight = part.strip_prefix("q=").and_then(|weight| weight.parse::<f32>().ok());
+            weight.is_some_and(|weight| weight <= 0.0)
+        };
+        name.eq_ignore_ascii_case("application/openmetrics-text") && !parts.any(refused)
+    });
+    if names_it { PageFormat::OpenMetrics } else { PageFormat::Text }
 }
 
 #[derive(Serialize)]

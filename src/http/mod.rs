@@ -30,11 +30,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 use http::header::{HOST, HeaderValue, SET_COOKIE};
+use http::uri::Authority;
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -57,10 +57,11 @@ use crate::listen::tls::{Handshakes, ServerTls};
 use crate::listen::{
     self, Admission, IntroductionError, Listener, ListenerSettings, Load, ProxyProtocol, Stream,
 };
-use crate::observe::access_log::{AccessLog, RequestRecord};
+use crate::observe::access_log::{AccessLog, Asked, RequestRecord};
 use crate::observe::metrics::{HandshakeCounts, Held, Metrics, RequestLabels};
+use crate::observe::rate::{Allowed, allowed};
 use crate::pool::{Backend, Pool, dial};
-use crate::route::key::{RequestFacts, find_key};
+use crate::route::key::{KeyFound, KeySource, RequestFacts, find_key};
 use crate::route::{RouteSettings, Router, sticky};
 use crate::shutdown::Tasks;
 use crate::ws::clock::Ticks;
@@ -73,6 +74,8 @@ use crate::ws::table::Table;
 
 /// The most header lines that hyper takes unless it is told otherwise.
 const HEADERS: usize = 100;
+/// The longest name that DNS has, with a port.
+const LONGEST_HOST: usize = 253 + 6;
 
 /// A route with what it needs while it runs.
 #[derive(Debug)]
@@ -207,8 +210,6 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// Where requests and connections are written down.
     pub access_log: AccessLog,
-    /// When a failure to accept was last complained of, in Unix seconds.
-    complained: AtomicI64,
 }
 
 impl Shared {
@@ -220,21 +221,24 @@ impl Shared {
         access_log: AccessLog,
     ) -> Self {
         let snapshot = ArcSwap::from_pointee(snapshot);
-        Self { proxy_id, snapshot, metrics, access_log, complained: AtomicI64::new(0) }
+        Self { proxy_id, snapshot, metrics, access_log }
     }
 
     /// The fleet-wide id of a connection of this proxy.
     pub fn connection_id(&self, serial: Serial) -> String {
         format!("{}.{serial}", self.proxy_id)
     }
+}
 
-    /// Says that a listener can't accept, at most once a second.
-    pub fn complain_of_accept(&self, listener: &str, error: &io::Error) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
-        let now = i64::try_from(now).unwrap_or(i64::MAX);
-        if self.complained.swap(now, Ordering::Relaxed) != now {
-            warn!(listener, %error, "can't accept connections; is the limit of open files too low?");
-        }
+/// Says that a listener can't accept, at most once a second.
+pub fn complain_of_accept(listener: &str, error: &io::Error) {
+    if let Some(Allowed { suppressed }) = allowed!(1) {
+        warn!(
+            listener,
+            %error,
+            suppressed,
+            "can't accept connections; is the limit of open files too low?"
+        );
     }
 }
 
@@ -447,7 +451,9 @@ impl Context {
             headers: &parts.headers,
             client,
         };
-        let key = find_key(&route.settings.key, &facts)?.map(|found| found.key);
+        let found = find_key(&route.settings.key, &facts)?;
+        trace.note_key(found.as_ref());
+        let key = found.map(|found| found.key);
         let session = Session::of(&route.settings, &route.pool, parts.uri.query())?;
         let cookie = route.settings.sticky_cookie.as_ref();
         let cookie = cookie.filter(|_| key.is_none() && !session.is_learnt());
@@ -488,7 +494,15 @@ impl Context {
     fn note_connect_failure(&self, pool: &Pool, backend: &Backend, error: &io::Error) {
         if dial::is_own_failure(error) {
             self.shared.metrics.own_failures.inc();
-            warn!(pool = pool.name(), backend = backend.id(), %error, "can't connect: out of ports or descriptors");
+            if let Some(Allowed { suppressed }) = allowed!() {
+                warn!(
+                    pool = pool.name(),
+                    backend = backend.id(),
+                    %error,
+                    suppressed,
+                    "can't connect: out of ports or descriptors"
+                );
+            }
         } else {
             debug!(pool = pool.name(), backend = backend.id(), %error, "can't connect");
         }
@@ -515,9 +529,11 @@ impl<'a> Trace<'a> {
     fn new(shared: &'a Shared, accepted: &Accepted, request: &Request<Incoming>) -> Self {
         let log = &shared.access_log;
         let record = log.is_on().then(|| {
-            let (peer, path) = (accepted.peer.ip(), request.uri().path());
-            let listener = &accepted.listener.label;
-            Box::new(RequestRecord::new(log, peer, listener, request.method(), path))
+            let (peer, listener) = (accepted.peer.ip(), &accepted.listener.label);
+            let mut record = RequestRecord::new(log, peer, listener, request.method());
+            record.asked = asked(request);
+            record.websocket = handshake::is_handshake(request.headers());
+            Box::new(record)
         });
         Self { metrics: &shared.metrics, route: None, record, answered: false }
     }
@@ -530,13 +546,35 @@ impl<'a> Trace<'a> {
     fn note_head(&mut self, client: IpAddr, head: &RequestHead) {
         if let Some(record) = &mut self.record {
             record.client = client;
-            record.request_id = head.request_id();
+            record.asked.request_id = head.request_id();
         }
+    }
+
+    /// Notes the key, unless it came from where credentials come from.
+    fn note_key(&mut self, found: Option<&KeyFound<'_>>) {
+        let (Some(record), Some(found)) = (&mut self.record, found) else { return };
+        let may_be_secret = matches!(found.source, KeySource::Cookie(_) | KeySource::Header(_));
+        record.key = (!may_be_secret).then(|| found.key.as_str().into());
     }
 
     fn note_backend(&mut self, backend: &Backend) {
         if let Some(record) = &mut self.record {
             record.backend = Some(backend.id().to_owned());
+        }
+    }
+
+    /// The record of a request that is to become a WebSocket, for whoever knows when it has. Until
+    /// then it is one whose client went away.
+    fn take_record(&mut self) -> Option<Box<RequestRecord>> {
+        let mut record = self.record.take()?;
+        self.name_route(&mut record);
+        record.refused = Some("client_gone");
+        Some(record)
+    }
+
+    fn name_route(&self, record: &mut RequestRecord) {
+        if let Some(route) = &self.route {
+            record.route = Arc::clone(&route.names.route);
         }
     }
 
@@ -558,9 +596,7 @@ impl<'a> Trace<'a> {
             }
         }
         let mut record = self.record.take()?;
-        if let Some(route) = &self.route {
-            record.route = Arc::clone(&route.names.route);
-        }
+        self.name_route(&mut record);
         record.status = Some(code);
         record.refused = refused;
         Some(record)
@@ -571,8 +607,32 @@ impl Drop for Trace<'_> {
     fn drop(&mut self) {
         if !self.answered {
             self.metrics.refuse(self.route(), "client_gone");
+            // It is written down with this.
+            drop(self.take_record());
         }
     }
+}
+
+/// What the access log may tell of what a request asks for.
+fn asked(request: &Request<Incoming>) -> Asked {
+    let (uri, headers) = (request.uri(), request.headers());
+    let named = || headers.get(HOST).and_then(|host| host.to_str().ok());
+    let host = uri.authority().map(Authority::as_str).or_else(named);
+    // What stands before an `@` is no part of a host, and may be a password.
+    let host = host.and_then(|host| host.rsplit('@').next()).filter(|host| is_host(host));
+    let request_id = headers::request_id(headers).and_then(|id| id.to_str().ok());
+    Asked {
+        host: host.map(str::to_owned),
+        path: uri.path().to_owned(),
+        request_id: request_id.map(str::to_owned),
+        trace_id: headers::trace_id(headers).map(str::to_owned),
+    }
+}
+
+/// Whether a host is a name or an address, with or without a port; not whether it exists.
+fn is_host(host: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte);
+    host.len() <= LONGEST_HOST && host.bytes().all(fits)
 }
 
 /// The host of a request (RFC 9112 section 3.2): an absolute-form target has its own. HTTP/1.0

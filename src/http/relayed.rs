@@ -14,7 +14,7 @@ use tracing::debug;
 
 use super::session::OfWebSocket;
 use super::{Accepted, Context, Live};
-use crate::observe::access_log::{ConnectionLine, unix_millis};
+use crate::observe::access_log::{ConnectionLine, Rest, unix_millis};
 use crate::observe::metrics::{ConnectionLabels, Held};
 use crate::pool::Placement;
 use crate::pool::backend::ConnectionGauge;
@@ -49,8 +49,9 @@ pub(super) struct Guards {
     /// What is at its backend, until the backend's side is over.
     pub(super) place: Place,
     /// Its client's socket counts.
-    #[expect(dead_code, reason = "held, not read")]
     pub(super) accepted: Rc<Accepted>,
+    /// What its line tells of its handshake, if the access log was on then.
+    pub(super) asked: Option<Rest>,
 }
 
 impl Relayed {
@@ -86,16 +87,22 @@ impl Relayed {
         let backend = self.guards.counted.backend().id();
         let (messages_from_client, bytes_from_client) = connection.counts(Direction::FromClient);
         let (messages_from_backend, bytes_from_backend) = connection.counts(Direction::FromBackend);
+        let since = connection.facts.since;
+        let last_activity = self.context.table.time_of(connection.last_activity()).max(since);
+        let (since, now) = (unix_millis(since), unix_millis(SystemTime::now()));
         let line = ConnectionLine {
             kind: "connection",
-            time: unix_millis(SystemTime::now()),
+            time: now,
+            proxy: &shared.proxy_id,
             connection: &id,
             client: connection.facts.client,
+            listener: &self.guards.accepted.listener.label,
             route: &names.route,
             pool: &names.pool,
             backend,
-            key: connection.facts.key.as_deref(),
-            since: unix_millis(connection.facts.since),
+            since,
+            last_activity: unix_millis(last_activity),
+            duration_ms: now.saturating_sub(since),
             by: reason.by().label(),
             reason: reason.label(),
             code: reason.code(),
@@ -105,7 +112,7 @@ impl Relayed {
             messages_from_backend,
             bytes_from_backend,
         };
-        shared.access_log.record(&line);
+        shared.access_log.record(&line, self.guards.asked.as_ref());
         debug!(
             connection = id,
             route = line.route,

@@ -27,6 +27,7 @@ use super::session::{self, OfWebSocket, Session};
 use super::upstream::{self, Fresh, Shaken};
 use super::{Accepted, Context, Live, Route, Trace, headers};
 use crate::listen::Stream;
+use crate::observe::access_log::RequestRecord;
 use crate::pool::backend::{ConnectionGauge, Slot};
 use crate::pool::sessions::Visit;
 use crate::pool::{Backend, Choice, Moved, Placement, Pool, Stay};
@@ -101,6 +102,7 @@ pub(super) async fn open(
         place: opening.target.into_place(),
         accepted: handshake.accepted,
         opens_session,
+        record: trace.take_record(),
     };
     Ok((Some(tunnel), answer))
 }
@@ -233,6 +235,7 @@ struct Upstream {
     read_ahead: Vec<u8>,
     reserved: ReservedBits,
     counted: ConnectionGauge,
+    subprotocol: Option<HeaderValue>,
 }
 
 /// What a backend says to a handshake.
@@ -347,6 +350,7 @@ impl Opening<'_> {
             read_ahead,
             reserved: negotiated.reserved,
             counted: slot.connection(),
+            subprotocol: negotiated.subprotocol,
         };
         Ok(Answer::Switched(upstream, switching(response.into_parts().0.headers)))
     }
@@ -391,6 +395,8 @@ pub(super) struct Tunnel {
     accepted: Rc<Accepted>,
     /// Its first message may open a session.
     opens_session: bool,
+    /// For the access log, if that is on.
+    record: Option<Box<RequestRecord>>,
 }
 
 impl Tunnel {
@@ -402,15 +408,16 @@ impl Tunnel {
     /// Has the relay begin, in a task of its own. `client` has its 101, and what it has sent behind
     /// its handshake is `read_from_client`.
     pub(super) fn begin(self, client: Stream, read_from_client: Vec<u8>) {
-        let Self { context, upstream, entry, live, route, mut place, accepted, opens_session } =
-            self;
-        let Upstream { backend, stream, read_ahead, reserved, counted } = upstream;
-        let first_message = opens_session.then(|| {
+        let Self { context, upstream, entry, live, route, mut place, .. } = self;
+        let Upstream { backend, stream, read_ahead, reserved, counted, subprotocol } = upstream;
+        let subprotocol = subprotocol.as_ref().and_then(|name| name.to_str().ok());
+        let asked = self.record.and_then(|record| record.into_rest(subprotocol));
+        let first_message = self.opens_session.then(|| {
             let (pool, client) = (Arc::clone(&route.pool), entry.connection().facts.client);
             let session = place.session.insert(OfWebSocket::default());
             session.listen(session::Opening { pool, backend, client })
         });
-        let guards = Guards { live, counted, place, accepted };
+        let guards = Guards { live, counted, place, accepted: self.accepted, asked };
         let tasks = context.tasks.clone();
         let relayed = Relayed::begin(context, entry, guards, |entry| {
             let limits = route.relay_limits(reserved);

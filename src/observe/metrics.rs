@@ -8,6 +8,7 @@
 //! What others own (health, rings, placements, the load of workers) is read from them when the
 //! page is written: see [`Collect`].
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -16,7 +17,7 @@ use http::StatusCode;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
@@ -309,21 +310,29 @@ impl Metrics {
             self.access_log_dropped.clone(),
         );
         registry.register(
+            "log_dropped_lines",
+            "Log events dropped because standard error was too slow",
+            super::stderr::dropped(),
+        );
+        registry.register(
             "build",
             "The running version",
             Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]),
         );
     }
 
-    /// The page that Prometheus reads, in the OpenMetrics text format.
+    /// The page that Prometheus reads.
     ///
     /// # Errors
     ///
     /// A metric can't be written as text: a fault of the program.
-    pub fn page(&self) -> Result<String, fmt::Error> {
+    pub fn page(&self, format: PageFormat) -> Result<String, fmt::Error> {
         let mut page = String::new();
         prometheus_client::encoding::text::encode(&mut page, &self.registry)?;
-        Ok(page)
+        Ok(match format {
+            PageFormat::OpenMetrics => page,
+            PageFormat::Text => as_text(&page),
+        })
     }
 
     /// The counters of a route's relays.
@@ -436,6 +445,54 @@ impl HandshakeCounts {
     }
 }
 
+/// What a page is written in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PageFormat {
+    /// OpenMetrics 1.0.
+    OpenMetrics,
+    /// The text format of Prometheus, version 0.0.4.
+    Text,
+}
+
+impl PageFormat {
+    /// As it is called on the web.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Self::Text => "text/plain; version=0.0.4; charset=utf-8",
+        }
+    }
+}
+
+/// The older text format knows neither `info` nor an end, and families are called as their samples.
+fn as_text(page: &str) -> String {
+    let kinds = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+    let kinds: HashMap<&str, &str> = kinds.collect();
+    let mut text = String::with_capacity(page.len() + 1024);
+    for line in page.lines().filter(|line| *line != "# EOF") {
+        let comment = line.strip_prefix("# ").and_then(|rest| {
+            let (word, rest) = rest.split_once(' ')?;
+            let (family, rest) = rest.split_once(' ')?;
+            Some((word, family, rest))
+        });
+        match comment {
+            Some((word, family, rest)) => {
+                let (suffix, kind) = match kinds.get(family) {
+                    Some(&"counter") => ("_total", "counter"),
+                    Some(&"info") => ("_info", "gauge"),
+                    Some(kind) => ("", *kind),
+                    None => ("", "untyped"),
+                };
+                let rest = if word == "TYPE" { kind } else { rest };
+                text.push_str(&format!("# {word} {family}{suffix} {rest}"));
+            }
+            None => text.push_str(line),
+        }
+        text.push('\n');
+    }
+    text
+}
+
 /// A close code as a label. Codes are chosen by peers: only those that RFC 6455 and its registry
 /// name stand for themselves.
 fn code_label(code: Option<u16>) -> &'static str {
@@ -503,6 +560,10 @@ pub struct WorkerSample {
     pub least: u64,
     /// Client connections of the most loaded.
     pub most: u64,
+    /// How long all of them together have been busy.
+    pub busy: Duration,
+    /// Which part of its time the busiest was busy of late, from 0 to 1.
+    pub busiest: f64,
 }
 
 /// Those who own what is read only when a page is written.
@@ -511,6 +572,8 @@ pub trait Collect: fmt::Debug + Send + Sync {
     fn backends(&self) -> Vec<BackendSample>;
     /// The workers.
     fn workers(&self) -> WorkerSample;
+    /// How long the certificates of each listener with TLS are valid, in days.
+    fn certificates(&self) -> Vec<(ListenerLabel, f64)>;
     /// Keys with live connections, by pool.
     fn placed_keys(&self) -> Vec<(String, u64)>;
     /// Learnt sessions, by pool.
@@ -532,6 +595,10 @@ impl Collect for Nothing {
 
     fn workers(&self) -> WorkerSample {
         WorkerSample::default()
+    }
+
+    fn certificates(&self) -> Vec<(ListenerLabel, f64)> {
+        Vec::new()
     }
 
     fn panicking(&self) -> Vec<(String, bool)> {
@@ -617,6 +684,12 @@ impl Collector for Collected {
             "Whether health is ignored because too few backends are in service",
             panicking.map(|(pool, is)| (PoolLabel { pool }, f64::from(u8::from(is)))),
         )?;
+        gauges(
+            &mut encoder,
+            "certificate_days_left",
+            "Days until the first certificate of a listener expires",
+            self.0.certificates().into_iter(),
+        )?;
         self.encode_process(&mut encoder)
     }
 }
@@ -625,6 +698,20 @@ impl Collected {
     fn encode_process(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let workers = self.0.workers();
         let (descriptors, connections) = self.0.descriptors();
+        let busy = encoder.encode_descriptor(
+            "worker_busy_seconds",
+            "Time that workers spent on anything but waiting",
+            None,
+            MetricType::Counter,
+        )?;
+        ConstCounter::new(workers.busy.as_secs_f64()).encode(busy)?;
+        let busiest = encoder.encode_descriptor(
+            "worker_busy_ratio_most",
+            "Share of its time that the busiest worker was busy, in the last 5 seconds",
+            None,
+            MetricType::Gauge,
+        )?;
+        ConstGauge::new(workers.busiest).encode(busiest)?;
         for (name, help, value) in [
             ("workers", "Worker threads", workers.workers),
             (
@@ -664,4 +751,43 @@ fn gauges<L: EncodeLabelSet>(
         ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_peers_choose_does_not_grow_the_page() {
+        let metrics = Metrics::new(Box::new(Nothing));
+        for code in 0..=u16::MAX {
+            metrics.closed("all", CloseReason::ClientClosed(Some(code)), false);
+            metrics.closed("all", CloseReason::BackendClosed(Some(code)), false);
+        }
+        let page = metrics.page(PageFormat::OpenMetrics).unwrap();
+        let closes = page.lines().filter(|line| line.starts_with("steadfast_closes_total"));
+        assert_eq!(closes.count(), 2 * 15);
+    }
+
+    #[test]
+    fn the_older_format_has_the_same_samples_under_their_own_names() {
+        let metrics = Metrics::new(Box::new(Nothing));
+        metrics.refuse("all", "no_backend");
+        let page = metrics.page(PageFormat::OpenMetrics).unwrap();
+        let text = metrics.page(PageFormat::Text).unwrap();
+        let samples = |page: &str| {
+            let samples = page.lines().filter(|line| !line.starts_with('#'));
+            samples.map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(samples(&page), samples(&text));
+        for line in [
+            "# TYPE steadfast_refused_total counter",
+            "# HELP steadfast_refused_total Requests and connections that the proxy itself refused.",
+            "# TYPE steadfast_build_info gauge",
+            "# TYPE steadfast_workers gauge",
+        ] {
+            assert!(text.lines().any(|one| one == line), "{line}\n{text}");
+        }
+        assert!(!text.contains("EOF"));
+    }
 }

@@ -39,6 +39,7 @@ use super::verdict::Check;
 use super::websocket_check;
 use super::{Backend, BackendAddress, CheckKind, HealthSettings, Pool};
 use crate::listen::Stream;
+use crate::observe::rate::{Allowed, allowed};
 use crate::ws::handshake::BadAnswer;
 
 /// How often the verdict is told the time.
@@ -95,7 +96,9 @@ async fn check_for_ever(pool: &Pool, backend: &Arc<Backend>) -> Infallible {
         if let (true, false, Err(error)) = (made_before, made, outcome) {
             // Once for all in a row: the counter tells how many.
             let (pool, backend) = (pool.name(), backend.id());
-            tracing::warn!(pool, backend, %error, "health checks can't be made");
+            if let Some(Allowed { suppressed }) = allowed!() {
+                tracing::warn!(pool, backend, %error, suppressed, "health checks can't be made");
+            }
         }
         let due = begin + jittered(health.interval, random.hash_one(number));
         begin = due.max(Instant::now());

@@ -5,7 +5,9 @@
 //! global, so that several can run in one process. It is built on a runtime of its owner's, the
 //! control runtime, on which everything runs that must not wait for a worker.
 
+mod busy;
 mod drain;
+mod expiry;
 pub mod reload;
 mod worker;
 
@@ -21,6 +23,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, error, info, warn};
 
+use self::busy::Busy;
 use self::drain::Conductor;
 use self::reload::Gone;
 use self::worker::WorkerHandle;
@@ -31,8 +34,10 @@ use crate::http::{Shared, Snapshot};
 use crate::listen::{Listener, Loads};
 use crate::observe::access_log::{AccessLog, OpenError, Opened};
 use crate::observe::metrics::{
-    BackendLabels, BackendSample, Collect, DrainLabels, Metrics, StateLabels, WorkerSample,
+    BackendLabels, BackendSample, Collect, DrainLabels, ListenerLabel, Metrics, StateLabels,
+    WorkerSample,
 };
+use crate::observe::rate::{Allowed, allowed};
 use crate::pool::{self, Backend, BackendEvent, Clearing, DrainChange, PanicEvent, Pool, State};
 use crate::shutdown::StopPlan;
 
@@ -42,6 +47,9 @@ pub use crate::fleet::DeliverError;
 const LATEST: Duration = Duration::from_secs(1);
 /// How long answers of the admin API may take that are under way when all else is over.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
+/// So many changes of backends' states are told in a second.
+const CHANGES_TOLD: u32 = 100;
 
 /// How long the last lines of the access log may take.
 const FLUSH: Duration = Duration::from_secs(2);
@@ -82,6 +90,8 @@ pub struct Server {
     watchers: JoinSet<()>,
     /// The pools whose backends are watched, and what stops that.
     watched: Vec<(Arc<Pool>, watch::Sender<bool>)>,
+    /// What stops the rest of the watchers.
+    watching_itself: watch::Sender<bool>,
     /// Told of every change of a backend.
     observer: pool::Observer,
     conductor: Arc<Conductor>,
@@ -100,7 +110,9 @@ impl Server {
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let (inboxes, receivers) = fleet::inboxes(config.server.workers);
         let loads = Arc::new(Loads::new(config.server.workers));
-        let collector = Arc::new(Owners { fleet: OnceLock::new(), loads: Arc::clone(&loads) });
+        let (fleet, busy) = (OnceLock::new(), Arc::<Busy>::default());
+        let collector =
+            Arc::new(Owners { fleet, loads: Arc::clone(&loads), busy: Arc::clone(&busy) });
         let metrics = Arc::new(Metrics::new(Box::new(Arc::clone(&collector))));
         let conductor = Conductor::new(inboxes.clone());
         let observer = observer(&metrics, &inboxes, &conductor);
@@ -109,7 +121,7 @@ impl Server {
         let pools: Vec<Arc<Pool>> = pools.collect();
         let snapshot = Snapshot::new(&config.routes, pools.clone(), &metrics, None);
         let dropped = metrics.access_log_dropped.clone();
-        let access_log = AccessLog::new(Opened::open(&config.server.access_log)?, dropped);
+        let access_log = AccessLog::new(Opened::open(&config.server.access_log, dropped)?);
         let proxy_id = proxy_id(&config.server.name);
         let shared = Arc::new(Shared::new(proxy_id, snapshot, metrics, access_log));
         let name = config.server.name.clone();
@@ -130,6 +142,7 @@ impl Server {
             workers: Vec::new(),
             watchers: JoinSet::new(),
             watched: Vec::new(),
+            watching_itself: watch::Sender::new(false),
             observer,
             conductor,
             gone: Gone::default(),
@@ -139,6 +152,7 @@ impl Server {
             server.stop(StopPlan::prompt()).await;
             return Err(error);
         }
+        server.watch_itself(busy);
         server.watch_backends(&pools);
         server.fleet.shared.metrics.took_effect(SystemTime::now());
         server.fleet.set_ready(true);
@@ -178,6 +192,20 @@ impl Server {
             self.workers.push(worker::start(parts).map_err(StartError::Worker)?);
         }
         Ok(())
+    }
+
+    /// Has the proxy look at itself: how busy it is, and whether its certificates are valid for long.
+    fn watch_itself(&mut self, busy: Arc<Busy>) {
+        busy.read(self.workers.iter().map(|worker| worker.runtime.clone()).collect());
+        let stopped = told(self.watching_itself.subscribe());
+        self.watchers.spawn(async move {
+            tokio::select! {
+                () = stopped => {}
+                () = busy.sample() => {}
+            }
+        });
+        let stopped = told(self.watching_itself.subscribe());
+        self.watchers.spawn(expiry::tell_every_day(Arc::clone(&self.fleet), stopped));
     }
 
     fn announce(&self) {
@@ -251,6 +279,7 @@ impl Server {
         });
         self.admin = None;
         self.watched.clear();
+        self.watching_itself.send_replace(true);
         let left = over.saturating_duration_since(Instant::now()).min(LAST_ANSWERS);
         let watchers = async { while self.watchers.join_next().await.is_some() {} };
         // Who asks the admin API and then says or takes no more is not waited for.
@@ -304,10 +333,8 @@ fn bind_all(config: &Config) -> Result<Vec<Arc<Listener>>, StartError> {
 }
 
 /// Resolves when told so. A sender that is gone tells the same.
-fn told(mut stop: watch::Receiver<bool>) -> impl Future<Output = ()> + Send + 'static {
-    async move {
-        let _ = stop.wait_for(|stop| *stop).await;
-    }
+async fn told(mut stop: watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 /// Who is told of the changes of all backends: the log, the metrics, and the workers whose
@@ -343,19 +370,23 @@ fn note_change(event: &BackendEvent, metrics: &Metrics) {
     let (from, to) = (transition.from.as_str(), transition.to.as_str());
     let cause = transition.cause.as_str();
     let id = backend.id();
-    if transition.to == State::InService {
-        info!(pool, backend = id, from, to, cause, "backend in service");
-    } else {
-        warn!(
-            pool,
-            backend = id,
-            from,
-            to,
-            cause,
-            detail,
-            connections = backend.connections(),
-            "backend {to}"
-        );
+    // A whole fleet may go at once and shall be told of by name; one that flaps must not fill a disk.
+    if let Some(Allowed { suppressed }) = allowed!(CHANGES_TOLD) {
+        if transition.to == State::InService {
+            info!(pool, backend = id, from, to, cause, suppressed, "backend in service");
+        } else {
+            warn!(
+                pool,
+                backend = id,
+                from,
+                to,
+                cause,
+                detail,
+                connections = backend.connections(),
+                suppressed,
+                "backend {to}"
+            );
+        }
     }
     let labels =
         StateLabels { pool: pool.clone(), backend: id.to_owned(), outcome: to, reason: cause };
@@ -413,6 +444,7 @@ struct Owners {
     /// Set once the proxy is built, of which the metrics are a part.
     fleet: OnceLock<Arc<Fleet>>,
     loads: Arc<Loads>,
+    busy: Arc<Busy>,
 }
 
 impl Owners {
@@ -451,7 +483,20 @@ impl Collect for Arc<Owners> {
             workers: self.loads.workers() as u64,
             least: self.loads.least().1 as u64,
             most: self.loads.most() as u64,
+            busy: self.busy.total(),
+            busiest: self.busy.busiest(),
         }
+    }
+
+    fn certificates(&self) -> Vec<(ListenerLabel, f64)> {
+        let Some(fleet) = self.fleet.get() else { return Vec::new() };
+        let now = SystemTime::now();
+        let listeners = fleet.listeners.load();
+        let left = listeners.iter().filter_map(|listener| {
+            let (_, days) = listener.settings.first_to_expire(now)?;
+            Some((ListenerLabel { listener: listener.label.to_string() }, days))
+        });
+        left.collect()
     }
 
     fn placed_keys(&self) -> Vec<(String, u64)> {

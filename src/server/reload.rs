@@ -243,7 +243,8 @@ impl Server {
             });
         }
         if old.access_log != server.access_log {
-            prepared.access_log = Some(Opened::open(&server.access_log)?);
+            let dropped = self.fleet.shared.metrics.access_log_dropped.clone();
+            prepared.access_log = Some(Opened::open(&server.access_log, dropped)?);
         }
         Ok(prepared)
     }
@@ -303,6 +304,9 @@ impl Server {
             self.serve_admin(admin);
         }
         self.fleet.set_admin_token(new.server.admin_token.clone());
+        if self.config.listeners != new.listeners {
+            super::expiry::tell(&self.fleet);
+        }
         self.config = new;
     }
 

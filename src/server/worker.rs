@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use tokio::runtime::{Builder, LocalOptions};
+use tokio::runtime::{Builder, LocalOptions, RuntimeMetrics};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tracing::{error, warn};
@@ -22,6 +22,7 @@ use crate::fleet::{Door, Message, Passed, Query, Row};
 use crate::http::{Accepted, Context, Shared};
 use crate::listen::{Listener, Loads};
 use crate::observe::metrics::ListenerCounts;
+use crate::observe::rate::{Allowed, allowed};
 use crate::shutdown::{StopPlan, Tasks};
 use crate::ws::clock::TICK_MILLIS;
 use crate::ws::close::CloseReason;
@@ -44,13 +45,15 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct WorkerHandle {
     /// Reaches it.
     pub(super) inbox: mpsc::Sender<Message>,
+    /// Tells how busy it is.
+    pub(super) runtime: RuntimeMetrics,
     thread: JoinHandle<usize>,
 }
 
 impl WorkerHandle {
     /// Waits for its end, and tells how many connections were cut.
     pub(super) async fn ended(self) -> usize {
-        let Self { inbox, thread } = self;
+        let Self { inbox, thread, .. } = self;
         let joined = tokio::task::spawn_blocking(move || thread.join()).await;
         drop(inbox);
         match joined {
@@ -97,10 +100,11 @@ pub(super) fn start(parts: Parts) -> io::Result<WorkerHandle> {
                     return 0;
                 }
             };
+        let metrics = runtime.metrics();
         runtime.block_on(async move {
             match Worker::new(parts) {
                 Ok((worker, inbox)) => {
-                    let _ = ready.send(Ok(()));
+                    let _ = ready.send(Ok(metrics));
                     worker.run(inbox).await
                 }
                 Err(error) => {
@@ -110,8 +114,8 @@ pub(super) fn start(parts: Parts) -> io::Result<WorkerHandle> {
             }
         })
     })?;
-    started.recv().map_err(io::Error::other)??;
-    Ok(WorkerHandle { inbox, thread })
+    let runtime = started.recv().map_err(io::Error::other)??;
+    Ok(WorkerHandle { inbox, runtime, thread })
 }
 
 struct Worker {
@@ -288,7 +292,7 @@ impl Worker {
     fn serve(&self, passed: Passed) {
         match tokio::net::TcpStream::from_std(passed.stream) {
             Ok(stream) => self.context.serve(stream, passed.accepted),
-            Err(error) => warn!(%error, "a connection passed on by another worker was lost"),
+            Err(error) => say_lost(&error),
         }
     }
 
@@ -373,7 +377,7 @@ impl Accepter {
         }
         // The listening socket stays readable: without a pause this would spin.
         self.context.shared.metrics.refuse("", "accept_failed");
-        self.context.shared.complain_of_accept(&self.listener.label, error);
+        crate::http::complain_of_accept(&self.listener.label, error);
         tokio::time::sleep(ACCEPT_PAUSE).await;
     }
 
@@ -405,7 +409,7 @@ impl Accepter {
     fn pass_on(&self, stream: tokio::net::TcpStream, accepted: Accepted, worker: usize) {
         let stream = match stream.into_std() {
             Ok(stream) => stream,
-            Err(error) => return warn!(%error, "a client connection was lost"),
+            Err(error) => return say_lost(&error),
         };
         // An inbox that is full belongs to a worker that has enough to do: keep it here.
         let passed = Message::Serve(Passed { stream, accepted });
@@ -417,9 +421,16 @@ impl Accepter {
                     let load = self.loads.hold(self.index);
                     self.context.serve(stream, Accepted { load, ..passed.accepted });
                 }
-                Err(error) => warn!(%error, "a client connection was lost"),
+                Err(error) => say_lost(&error),
             }
         }
+    }
+}
+
+/// Says that a connection was lost on its way from one worker to another.
+fn say_lost(error: &io::Error) {
+    if let Some(Allowed { suppressed }) = allowed!() {
+        warn!(%error, suppressed, "a client connection was lost");
     }
 }
 
