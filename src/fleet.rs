@@ -18,6 +18,7 @@ use crate::http::{Accepted, Shared};
 use crate::listen::Listener;
 use crate::server::reload::{Planned, ReloadError};
 use crate::shutdown::StopPlan;
+use crate::ws::close::CloseCode;
 use crate::ws::connection::{Connection, Serial, Undeliverable};
 use crate::ws::mass_close;
 
@@ -221,6 +222,24 @@ impl Fleet {
         }
     }
 
+    /// Has one connection closed with this code and text, as
+    /// [`Connection::close_by_api`] says; `None` if its worker does not answer, `Some(false)` if
+    /// there is no such connection, or it is not open yet.
+    pub(crate) async fn close(
+        &self,
+        serial: Serial,
+        code: CloseCode,
+        text: Box<str>,
+    ) -> Option<bool> {
+        let Some(inbox) = self.inboxes.get(serial.worker()) else { return Some(false) };
+        let (reply, answer) = oneshot::channel();
+        let ask = async {
+            inbox.send(Message::Close { serial, code, text, reply }).await.ok()?;
+            answer.await.ok()
+        };
+        tokio::time::timeout(ASK, ask).await.ok()?
+    }
+
     /// The connections of one worker that a query asks for; `None` if it does not answer.
     pub(crate) async fn list(&self, worker: usize, query: Query) -> Option<Vec<Row>> {
         let (reply, answer) = oneshot::channel();
@@ -245,6 +264,17 @@ pub(crate) enum Message {
         frame: Bytes,
         /// Gets what became of it; `None`: there is no such connection.
         reply: oneshot::Sender<Option<Result<(), Undeliverable>>>,
+    },
+    /// Close a connection as the operator wants it.
+    Close {
+        /// Which.
+        serial: Serial,
+        /// The code of its Close.
+        code: CloseCode,
+        /// What its Close says.
+        text: Box<str>,
+        /// Gets whether there is such a connection.
+        reply: oneshot::Sender<bool>,
     },
     /// A backend is lost: its connections end.
     BackendLost {

@@ -18,7 +18,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use steadfast::config::{Environment, parse};
-use steadfast::ws::close::CloseReason;
+use steadfast::ws::close::{CloseCode, CloseReason};
 use steadfast::ws::frame::FrameError;
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -335,7 +335,7 @@ fn without_ports(text: &str) -> String {
     all
 }
 
-const CLOSE_REASONS: [CloseReason; 16] = [
+const CLOSE_REASONS: [CloseReason; 17] = [
     CloseReason::ClientClosed(None),
     CloseReason::ClientEnded,
     CloseReason::ClientReset,
@@ -350,6 +350,7 @@ const CLOSE_REASONS: [CloseReason; 16] = [
     CloseReason::Shutdown,
     CloseReason::Drained,
     CloseReason::RouteRemoved,
+    CloseReason::ClosedByApi(CloseCode::NORMAL),
     CloseReason::SlowClient,
     CloseReason::Internal,
 ];

@@ -357,7 +357,7 @@ fn bad_usage_is_two_and_a_failure_one() {
         (&["/", "--config", path, "--admin", "http://127.0.0.1:1"], 2),
         (&["/", "--config", "no/such/file"], 1),
         (&["/", "--admin", "http://127.0.0.1:1"], 1),
-        (&["/", "--admin", "https://127.0.0.1:1"], 1),
+        (&["/", "--admin", "https://127.0.0.1:1"], 2),
     ] {
         let output = run(arguments);
         assert_eq!(output.status.code(), Some(exit), "{arguments:?}");

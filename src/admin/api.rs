@@ -22,6 +22,7 @@ use crate::observe::metrics::PageFormat;
 use crate::pool::drain::Drain;
 use crate::pool::{Backend, DrainCause, Pool};
 use crate::server::reload::{Planned, ReloadError};
+use crate::ws::close::{CLOSE_CODES, CLOSE_TEXT_BYTES, CloseCode};
 use crate::ws::connection::Serial;
 
 const DEFAULT_LIMIT: usize = 100;
@@ -37,7 +38,7 @@ pub(super) fn router(fleet: Arc<Fleet>, guard: Arc<Guard>) -> Router {
         .route("/v1/pools/{pool}/backends/{id}/drain", post(drain))
         .route("/v1/pools/{pool}/backends/{id}/undrain", post(undrain))
         .route("/v1/connections", get(connections))
-        .route("/v1/connections/{id}", get(connection))
+        .route("/v1/connections/{id}", get(connection).delete(close))
         .route("/v1/route", get(route))
         .route("/v1/status", get(status))
         .route("/v1/reload", post(reload))
@@ -432,6 +433,10 @@ impl From<OrderError> for Problem {
     }
 }
 
+fn no_connection() -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, "no connection of this proxy has this id")
+}
+
 fn no_answer() -> Problem {
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, "a worker does not answer; try again")
 }
@@ -455,15 +460,47 @@ async fn connection(
     State(fleet): State<Arc<Fleet>>,
     Path(id): Path<String>,
 ) -> Result<Json<ConnectionView>, Problem> {
-    let missing = || Problem::new(StatusCode::NOT_FOUND, "no connection of this proxy has this id");
-    let serial = fleet.serial(&id).ok_or_else(missing)?;
+    let serial = fleet.serial(&id).ok_or_else(no_connection)?;
     let query = fleet::Query { serial: Some(serial), limit: 1, ..fleet::Query::default() };
     if serial.worker() >= fleet.workers() {
-        return Err(missing());
+        return Err(no_connection());
     }
     let found = fleet.list(serial.worker(), query).await.ok_or_else(no_answer)?;
-    let row = found.into_iter().next().ok_or_else(missing)?;
+    let row = found.into_iter().next().ok_or_else(no_connection)?;
     Ok(Json(connection_view(&fleet, row)))
+}
+
+/// How a connection is to be closed.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Farewell {
+    code: Option<u16>,
+    reason: Option<String>,
+}
+
+/// Closes a connection: both its peers get a Close with this code and reason.
+async fn close(
+    State(fleet): State<Arc<Fleet>>,
+    Path(id): Path<String>,
+    farewell: Result<Query<Farewell>, QueryRejection>,
+) -> Result<StatusCode, Problem> {
+    let bad = |detail: String| Problem::new(StatusCode::BAD_REQUEST, detail);
+    let Query(farewell) = farewell.map_err(|error| bad(error.body_text()))?;
+    let code = match farewell.code {
+        Some(code) => CloseCode::new(code).ok_or_else(|| bad(CLOSE_CODES.to_owned()))?,
+        None => CloseCode::NORMAL,
+    };
+    let text = farewell.reason.unwrap_or_default().into_boxed_str();
+    if text.len() > CLOSE_TEXT_BYTES {
+        let detail = format!("reason has {} bytes; at most {CLOSE_TEXT_BYTES} fit", text.len());
+        return Err(bad(detail));
+    }
+    let serial = fleet.serial(&id).ok_or_else(no_connection)?;
+    match fleet.close(serial, code, text).await {
+        Some(true) => Ok(StatusCode::NO_CONTENT),
+        Some(false) => Err(no_connection()),
+        None => Err(no_answer()),
+    }
 }
 
 fn connection_view(fleet: &Fleet, row: Row) -> ConnectionView {

@@ -3,19 +3,15 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::Args;
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::{CONFIG, CONFIG_VARIABLE, ask};
+use super::ask::{self, Address, Admin, AdminOptions, encoded};
+use super::{config_path, print};
 use crate::config::{self, Config};
 use crate::explain::{Door, Explanation, HeaderLine, Question, Target, explain, snapshot_of};
-
-/// Names the admin API where the command line does not.
-const ADMIN_VARIABLE: &str = "STEADFAST_ADMIN";
 
 /// Which request, and who is to tell.
 #[derive(Debug, Args)]
@@ -35,7 +31,7 @@ pub(super) struct Options {
     /// Ask the running proxy with this admin API, which knows health and placements [default:
     /// $STEADFAST_ADMIN, if set].
     #[arg(long, value_name = "URL")]
-    admin: Option<String>,
+    admin: Option<Address>,
     /// A file with the token of the admin API [default: what $STEADFAST_TOKEN holds].
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
@@ -53,15 +49,15 @@ pub(super) fn route(options: &Options) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::from(2));
         }
     };
-    let told = match admin(options) {
-        Some(admin) => by_proxy(options, &admin)?,
+    let told = match admin(options)? {
+        Some(admin) => ask::wait_for(by_proxy(options, &admin))?,
         None => match by_config(options, &question)? {
             Some(told) => told,
             None => return Ok(ExitCode::FAILURE),
         },
     };
     let text = if options.json { serde_json::to_string(&told)? + "\n" } else { written(&told) };
-    std::io::stdout().write_all(text.as_bytes())?;
+    print::out(&text)?;
     Ok(if told.backend.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -76,31 +72,26 @@ fn question(options: &Options) -> Result<Question, String> {
 }
 
 /// The proxy to ask; `None`: none.
-fn admin(options: &Options) -> Option<String> {
+fn admin(options: &Options) -> anyhow::Result<Option<Admin>> {
     if options.config.is_some() {
-        return None;
+        return Ok(None);
     }
-    let variable = || std::env::var(ADMIN_VARIABLE).ok().filter(|admin| !admin.is_empty());
-    options.admin.clone().or_else(variable)
+    let Options { admin, token_file, .. } = options;
+    AdminOptions { admin: admin.clone(), token_file: token_file.clone() }.named()
 }
 
-fn by_proxy(options: &Options, admin: &str) -> anyhow::Result<Explanation> {
-    let encoded = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
+async fn by_proxy(options: &Options, admin: &Admin) -> anyhow::Result<Explanation> {
     let client = encoded(&options.client.to_string());
     let mut path = format!("/v1/route?url={}&client={client}", encoded(&options.url));
     for line in &options.headers {
         write!(path, "&header={}", encoded(line))?;
     }
-    let token = ask::token(options.token_file.as_deref())?;
-    let answer = ask::get(admin, &path, token.as_deref())?;
-    serde_json::from_slice(&answer).with_context(|| format!("{admin} gives no explanation"))
+    Ok(admin.get(&path).await?)
 }
 
 /// `None`: the config has problems, which have been told.
 fn by_config(options: &Options, question: &Question) -> anyhow::Result<Option<Explanation>> {
-    let variable = || std::env::var_os(CONFIG_VARIABLE).map(PathBuf::from);
-    let path = options.config.clone().or_else(variable);
-    match config::load(path.as_deref().unwrap_or(Path::new(CONFIG))) {
+    match config::load(&config_path(options.config.as_deref())) {
         Ok(config) => Ok(Some(told_by(&config, question))),
         Err(problems) => {
             writeln!(std::io::stderr(), "{problems}")?;

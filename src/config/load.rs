@@ -13,7 +13,9 @@ use std::time::SystemTime;
 
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-use super::{Config, Environment, LONGEST_FILE, Problems, parse, refused, too_long};
+use super::{
+    Config, Environment, LONGEST_FILE, Problems, ServerSettings, parse, refused, server, too_long,
+};
 
 /// The longest file with a secret or certificates: all authorities of a system are a quarter of it.
 const LONGEST_SECRET: usize = 1024 * 1024;
@@ -71,7 +73,23 @@ impl Source {
         self.read(text, name, &RefCell::default())
     }
 
+    /// Reads what the file says of its server, as far as that is valid, whatever the rest of it is
+    /// like: enough to find the proxy that runs by it. Blocks on the file system.
+    ///
+    /// # Errors
+    ///
+    /// The file can't be read, or is too long or no text.
+    pub fn server(&self) -> io::Result<ServerSettings> {
+        let text = as_text(read_at_most(&self.path, LONGEST_FILE)?)?;
+        Ok(self.here(&RefCell::default(), |folder, here| server(&text, folder, here)))
+    }
+
     fn read(&self, text: &str, name: &str, seen: &RefCell<Seen>) -> Result<Config, Problems> {
+        self.here(seen, |folder, here| parse(text, name, folder, here))
+    }
+
+    /// Has something read with the file's folder and this process's machine.
+    fn here<T>(&self, seen: &RefCell<Seen>, read: impl FnOnce(&Path, &Environment<'_>) -> T) -> T {
         let host_name = host_name();
         let environment = Environment {
             variable: &|name| std::env::var(name).ok(),
@@ -87,7 +105,7 @@ impl Source {
             authorities: &|| rustls_native_certs::load_native_certs().certs,
         };
         let folder = self.path.parent().unwrap_or(Path::new(""));
-        parse(text, name, folder, &environment)
+        read(folder, &environment)
     }
 }
 

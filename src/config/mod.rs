@@ -87,6 +87,12 @@ pub fn parse(
     }
 }
 
+/// Reads `[server]` alone, as far as it is valid, also where the rest of the file is no TOML.
+fn server(source: &str, folder: &Path, environment: &Environment<'_>) -> ServerSettings {
+    let source = source.strip_prefix('\u{feff}').unwrap_or(source);
+    resolve::server_of(&raw::read_what_can_be(source), folder, environment)
+}
+
 fn refused(file_name: &str, message: String) -> Problems {
     let mut problems = Problems::new(file_name, "");
     problems.whole(message);
@@ -222,6 +228,33 @@ mod tests {
             authorities: &Vec::new,
         };
         parse(source, "config.toml", Path::new("/etc/steadfast"), &environment)
+    }
+
+    #[test]
+    fn what_is_valid_of_the_server_is_read_from_a_broken_file_too() {
+        let environment = Environment {
+            variable: &|_| None,
+            file: &|_| Err(io::ErrorKind::NotFound.into()),
+            host_name: "edge1",
+            cores: NonZeroUsize::MIN,
+            now: std::time::UNIX_EPOCH,
+            authorities: &Vec::new,
+        };
+        let admin = |source: &str| {
+            let server = super::server(source, Path::new("/"), &environment);
+            Some((server.admin?.port(), server.admin_token))
+        };
+        let hush = Some(Secret::new("hush".to_owned()));
+        let server = "[server]\nadmin = \"127.0.0.1:9900\"\nadmin_token = \"hush\"\n";
+        assert_eq!(admin(server), Some((9900, hush.clone())));
+        for broken in ["[[route]]\npath = 7\n", "[[route]\npath = \"/", "x = \"\n\ny"] {
+            let source = format!("{server}{broken}");
+            assert_eq!(admin(&source), Some((9900, hush.clone())), "{broken}");
+        }
+        let unset = server.replace("hush", "${NO_SUCH}");
+        assert_eq!(admin(&unset).unwrap().0, 9900, "the token alone is unknown");
+        assert_eq!(admin("[server]\nadmin = 7"), None);
+        assert_eq!(admin(""), None);
     }
 
     fn server(options: &str) -> Result<ServerSettings, String> {

@@ -39,6 +39,11 @@ pub(super) fn read<'s>(source: &'s str, problems: &mut Problems) -> Option<DeTab
     errors.is_empty().then(|| table.into_inner())
 }
 
+/// Reads what can be read of a text that may be no TOML.
+pub(super) fn read_what_can_be(source: &str) -> DeTable<'_> {
+    DeTable::parse_recoverable(source).0.into_inner()
+}
+
 /// The parser's words, in plainer ones where they don't tell what to do.
 fn syntax_message(message: &str) -> String {
     let plain = match message.trim_end_matches(", expected nothing") {

@@ -271,6 +271,14 @@ impl Worker {
                 // Whoever asked may have stopped waiting.
                 let _ = reply.send(delivered);
             }
+            Message::Close { serial, code, text, reply } => {
+                let open = table.get(serial).filter(|connection| connection.backend().is_some());
+                if let Some(connection) = &open {
+                    connection.close_by_api(code, text);
+                }
+                // Whoever asked may have stopped waiting.
+                let _ = reply.send(open.is_some());
+            }
             Message::BackendLost { pool, backend } => {
                 let of_backend = |connection: &Connection| {
                     connection.facts.names.pool == pool

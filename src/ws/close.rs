@@ -30,6 +30,33 @@ impl EndedBy {
     }
 }
 
+/// The longest text in a Close frame: its payload has at most 125 bytes, two of them the code.
+pub const CLOSE_TEXT_BYTES: usize = 123;
+
+/// Which codes a [`CloseCode`] may be, for a person.
+pub const CLOSE_CODES: &str = "the code must be from 1000 to 1003, 1007 to 1014 or 3000 to 4999";
+
+/// A code that somebody who is not a peer may have said in a Close: one that the protocol lets an
+/// endpoint send (RFC 6455 section 7.4 and the IANA registry), save 1004 to 1006 and 1015, which
+/// are never sent, and those that nobody has given a meaning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CloseCode(u16);
+
+impl CloseCode {
+    /// The end of what the connection was for.
+    pub const NORMAL: Self = Self(1000);
+
+    /// `None` where no endpoint may send this code.
+    pub fn new(code: u16) -> Option<Self> {
+        matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999).then_some(Self(code))
+    }
+
+    /// The code as it stands in a Close.
+    pub fn get(self) -> u16 {
+        self.0
+    }
+}
+
 /// Why a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CloseReason {
@@ -57,6 +84,8 @@ pub enum CloseReason {
     Drained,
     /// Its route left the config.
     RouteRemoved,
+    /// The operator closed it by the admin API, with this code; its text is the connection's.
+    ClosedByApi(CloseCode),
     /// The client reads too slowly for what is sent to it.
     SlowClient,
     /// A fault of the proxy.
@@ -81,6 +110,7 @@ impl CloseReason {
             Self::Shutdown => "shutdown",
             Self::Drained => "drained",
             Self::RouteRemoved => "route_removed",
+            Self::ClosedByApi(_) => "closed_by_api",
             Self::SlowClient => "slow_client",
             Self::Internal => "internal",
         }
@@ -107,6 +137,7 @@ impl CloseReason {
             Self::ClientViolation(_) | Self::BackendViolation(_) => Some(1002),
             Self::IdleTimeout | Self::PingTimeout | Self::Shutdown => Some(1001),
             Self::Drained | Self::RouteRemoved => Some(1012),
+            Self::ClosedByApi(code) => Some(code.get()),
             Self::SlowClient => Some(1013),
             Self::Internal => Some(1011),
         }
@@ -118,7 +149,8 @@ impl CloseReason {
             Self::ClientClosed(_)
             | Self::ClientEnded
             | Self::ClientReset
-            | Self::BackendClosed(_) => "",
+            | Self::BackendClosed(_)
+            | Self::ClosedByApi(_) => "",
             Self::BackendLost => "backend lost",
             Self::ClientViolation(FrameError::MessageTooBig)
             | Self::BackendViolation(FrameError::MessageTooBig) => "message too big",
@@ -135,11 +167,14 @@ impl CloseReason {
     }
 
     /// The proxy's own Close frame for this reason: unmasked to the client, masked with `mask`
-    /// to the backend.
-    pub fn frame(self, mask: Option<[u8; 4]>) -> ControlBytes {
+    /// to the backend. `asked` is what the operator wants said, where the reason is the operator's.
+    pub fn frame(self, asked: &str, mask: Option<[u8; 4]>) -> ControlBytes {
         let mut payload = [0; 125];
         let Some(code) = self.code() else { return ControlBytes::new(CLOSE, &[], mask) };
-        let text = self.text().as_bytes();
+        let text = if let Self::ClosedByApi(_) = self { asked } else { self.text() };
+        let text = text.as_bytes();
+        debug_assert!(text.len() <= CLOSE_TEXT_BYTES);
+        let text = &text[..text.len().min(CLOSE_TEXT_BYTES)];
         payload[..2].copy_from_slice(&code.to_be_bytes());
         payload[2..2 + text.len()].copy_from_slice(text);
         ControlBytes::new(CLOSE, &payload[..2 + text.len()], mask)
@@ -207,5 +242,31 @@ impl ControlBytes {
 impl AsRef<[u8]> for ControlBytes {
     fn as_ref(&self) -> &[u8] {
         &self.bytes[..usize::from(self.length)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_codes_that_an_endpoint_may_send_are_taken() {
+        for code in [1000, 1003, 1007, 1014, 3000, 4999] {
+            assert_eq!(CloseCode::new(code).map(CloseCode::get), Some(code));
+        }
+        for code in [0, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, u16::MAX] {
+            assert_eq!(CloseCode::new(code), None, "{code}");
+        }
+    }
+
+    #[test]
+    fn the_operators_text_stands_in_the_operators_close_alone() {
+        let asked = "é".repeat(61) + "!";
+        let code = CloseCode::new(4321).unwrap();
+        let frame = CloseReason::ClosedByApi(code).frame(&asked, None);
+        let wanted = [&[0x88, 125, 0x10, 0xe1], asked.as_bytes()].concat();
+        assert_eq!(frame.as_ref(), wanted);
+        let frame = CloseReason::Shutdown.frame(&asked, None);
+        assert_eq!(frame.as_ref()[4..], *b"proxy shuts down");
     }
 }

@@ -5,7 +5,7 @@
 //! other threads reach it by a message to its worker, which ends in [`Connection::deliver`] or
 //! [`Connection::close`] and wakes the relay.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::collections::VecDeque;
 use std::fmt;
 use std::net::IpAddr;
@@ -17,7 +17,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 
 use super::clock::Tick;
-use super::close::CloseReason;
+use super::close::{CloseCode, CloseReason};
 use super::frame::Passed;
 use super::relay::Direction;
 
@@ -118,11 +118,14 @@ impl Undeliverable {
     }
 }
 
-/// Messages that wait for a place between two messages of the backend.
+/// Messages that wait for a place between two messages of the backend; once the connection is
+/// asked to close, what its Close is to say.
 #[derive(Debug, Default)]
 struct Mailbox {
     frames: VecDeque<Bytes>,
     bytes: usize,
+    /// At most [`CLOSE_TEXT_BYTES`](super::close::CLOSE_TEXT_BYTES).
+    close_text: Box<str>,
 }
 
 /// One client WebSocket.
@@ -205,6 +208,17 @@ impl Connection {
         self.wake();
     }
 
+    /// Asks the relay to close as the operator wants it, with this code and a text of at most
+    /// [`CLOSE_TEXT_BYTES`](super::close::CLOSE_TEXT_BYTES). Who is closing already keeps to its
+    /// reason.
+    pub fn close_by_api(&self, code: CloseCode, text: Box<str>) {
+        if self.close.get().is_none() {
+            // Whatever else waits there would not be sent any more.
+            *self.mailbox.borrow_mut() = Mailbox { close_text: text, ..Mailbox::default() };
+        }
+        self.close(CloseReason::ClosedByApi(code));
+    }
+
     /// Asks the relay to end at once, whatever is unsaid: the time to close is over.
     pub fn cut(&self, reason: CloseReason) {
         self.cut.set(true);
@@ -252,6 +266,11 @@ impl Connection {
     /// For the relay: the reason to close, if it was asked to.
     pub(super) fn asked_to_close(&self) -> Option<CloseReason> {
         self.close.get()
+    }
+
+    /// For the relay: what the operator's Close says; empty where there is none.
+    pub(super) fn close_text(&self) -> Ref<'_, str> {
+        Ref::map(self.mailbox.borrow(), |mailbox| &*mailbox.close_text)
     }
 
     /// For the relay: whether it is to end at once.

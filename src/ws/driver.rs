@@ -374,7 +374,12 @@ impl Driver {
 
     /// Writes what the proxy has to say in a direction, if this is a place for it.
     fn speak(&mut self, direction: Direction, context: &mut Context<'_>, entry: &Entry) {
-        while let Some(frame) = self.core.insert(direction, self.mask) {
+        loop {
+            let own = {
+                let close_text = entry.connection().close_text();
+                self.core.insert(direction, self.mask, &close_text)
+            };
+            let Some(frame) = own else { break };
             self.write(direction, context, frame.as_ref());
         }
         if direction == Direction::FromBackend {

@@ -332,7 +332,13 @@ impl Relay {
     /// A frame of the proxy's own that is to be written in a direction now.
     ///
     /// `mask` is for a frame to the backend: any four bytes that a client can't guess.
-    pub fn insert(&mut self, direction: Direction, mask: [u8; 4]) -> Option<ControlBytes> {
+    /// `close_text` is what a Close of the operator's says.
+    pub fn insert(
+        &mut self,
+        direction: Direction,
+        mask: [u8; 4],
+        close_text: &str,
+    ) -> Option<ControlBytes> {
         let closing = self.closing;
         let flow = self.flow(direction);
         if !flow.takes_control() {
@@ -341,7 +347,7 @@ impl Relay {
         if closing {
             flow.said_close = true;
             let mask = (direction == Direction::FromClient).then_some(mask);
-            return Some(self.reason.unwrap_or(CloseReason::Internal).frame(mask));
+            return Some(self.reason.unwrap_or(CloseReason::Internal).frame(close_text, mask));
         }
         if direction == Direction::FromBackend && self.ping == Ping::Due {
             self.ping = Ping::Sent;
@@ -553,7 +559,7 @@ mod tests {
     }
 
     fn said(relay: &mut Relay, direction: Direction) -> Vec<u8> {
-        relay.insert(direction, [0; 4]).map_or_else(Vec::new, |frame| frame.as_ref().to_vec())
+        relay.insert(direction, [0; 4], "").map_or_else(Vec::new, |frame| frame.as_ref().to_vec())
     }
 
     /// The code in a Close frame of ours.

@@ -19,7 +19,7 @@ use self::names::{Seen, suggestion};
 use super::problems::Problems;
 use super::raw::{Cursor, Located};
 use super::value::quoted;
-use super::{Config, Environment};
+use super::{Config, Environment, ServerSettings};
 use crate::route::HostPattern;
 
 mod limits;
@@ -58,6 +58,18 @@ pub(super) fn resolve(
         routes: routes.into_iter().filter_map(|route| route.settings).collect(),
         pools,
     }
+}
+
+/// Resolves `[server]` alone; what is wrong in it gets its default, and nobody is told.
+pub(super) fn server_of(
+    file: &DeTable<'_>,
+    folder: &Path,
+    environment: &Environment<'_>,
+) -> ServerSettings {
+    let mut problems = Problems::new("", "");
+    let mut root = Cursor::root(file, environment);
+    let server = root.table("server", "server", "", &mut problems);
+    server::resolve(server, folder, environment, &mut problems).0
 }
 
 fn listeners(
