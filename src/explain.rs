@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::http::headers::client_address;
-use crate::http::{Route, Snapshot};
+use crate::http::{KnownSession, Route, Snapshot};
 use crate::listen::ListenerSettings;
 use crate::observe::metrics::{Metrics, Nothing};
 use crate::pool::{Backend, Pool, ring};
@@ -159,6 +159,15 @@ pub struct Explanation {
     pub why: Vec<String>,
 }
 
+impl Explanation {
+    fn note_key(&mut self, found: &KeyFound<'_>) {
+        let key = found.key.as_str();
+        self.key = Some(key.to_owned());
+        self.key_source = Some(found.source.to_string());
+        self.why.push(format!("{} gives the key {key:?}", found.source));
+    }
+}
+
 /// The routes and pools of a config that nothing runs of: every backend is taken as in service, and
 /// no key is placed.
 pub fn snapshot_of(config: &Config) -> Snapshot {
@@ -187,8 +196,8 @@ pub fn explain(question: &Question, doors: &[Door<'_>], snapshot: &Snapshot) -> 
         return told;
     };
     told.listener = Some(door.label.to_owned());
-    told.route = Some(route.name.to_string());
-    told.pool = Some(route.pool_name.to_string());
+    told.route = Some(route.names.route.to_string());
+    told.pool = Some(route.names.pool.to_string());
     told.why.push(why_route(route));
     let client = client_address(question.peer, &door.settings.trusted, &question.headers);
     let facts = RequestFacts {
@@ -197,12 +206,41 @@ pub fn explain(question: &Question, doors: &[Door<'_>], snapshot: &Snapshot) -> 
         headers: &question.headers,
         client,
     };
-    match find_key(&route.settings.key, &facts) {
-        Ok(Some(found)) => of_key(&found, route, &mut told),
-        Ok(None) => without_key(route, &mut told),
-        Err(error) => told.why.push(format!("its key can't be one, {error}: a 400")),
+    let found = match find_key(&route.settings.key, &facts) {
+        Ok(found) => found,
+        Err(error) => {
+            told.why.push(format!("its key can't be one, {error}: a 400"));
+            return told;
+        }
+    };
+    match KnownSession::of(&route.settings, &route.pool, facts.query) {
+        KnownSession::At(backend) => {
+            of_session(&backend, found.as_ref(), &mut told);
+            return told;
+        }
+        KnownSession::Unknown => {
+            told.why.push("no session of its sid is known here: it goes by its key".to_owned());
+        }
+        KnownSession::None => {}
+    }
+    match found {
+        Some(found) => of_key(&found, route, &mut told),
+        None => without_key(route, &mut told),
     }
     told
+}
+
+/// Tells of a request that goes where its session is: there or nowhere.
+fn of_session(backend: &Backend, key: Option<&KeyFound<'_>>, told: &mut Explanation) {
+    if let Some(found) = key {
+        told.note_key(found);
+    }
+    if backend.is_lost() {
+        return told.why.push(format!("{} began its session, and is lost: a 400", backend.id()));
+    }
+    let whatever = if key.is_some() { ", whatever its key" } else { "" };
+    told.why.push(format!("{} began its session: it goes there{whatever}", described(backend)));
+    told.backend = Some(backend.id().to_owned());
 }
 
 /// The listeners that a request may come in by: those of its port, if there are any.
@@ -243,10 +281,8 @@ fn why_route(route: &Route) -> String {
 }
 
 fn of_key(found: &KeyFound<'_>, route: &Route, told: &mut Explanation) {
+    told.note_key(found);
     let key = found.key.as_str();
-    told.key = Some(key.to_owned());
-    told.key_source = Some(found.source.to_string());
-    told.why.push(format!("{} gives the key {key:?}", found.source));
     let pool = &route.pool;
     if !pool.places_keys() {
         let balance = pool.settings().balance.as_str();
@@ -293,7 +329,7 @@ fn why_chosen(pool: &Pool, key: &str, backend: &str) -> String {
 }
 
 fn described(backend: &Backend) -> String {
-    format!("{} ({})", backend.id(), backend.state().as_str().replace('_', " "))
+    format!("{} ({})", backend.id(), backend.condition().replace('_', " "))
 }
 
 fn without_key(route: &Route, told: &mut Explanation) {
@@ -313,7 +349,7 @@ fn without_key(route: &Route, told: &mut Explanation) {
 /// Tells of a request that any backend may get. Not by a choice: that would take the turn of a
 /// real one.
 fn anywhere(pool: &Pool, why: String, told: &mut Explanation) {
-    if !pool.backends().iter().any(|backend| backend.in_service()) {
+    if !pool.serves() {
         return told.why.push(refused(pool));
     }
     told.why.push(why);

@@ -20,6 +20,7 @@ use crate::server::reload::{Planned, ReloadError};
 use crate::shutdown::StopPlan;
 use crate::ws::close::CloseCode;
 use crate::ws::connection::{Connection, Serial, Undeliverable};
+use crate::ws::mass_close;
 
 /// Messages that may wait for a worker.
 const INBOX: usize = 4096;
@@ -282,6 +283,8 @@ pub(crate) enum Message {
         /// Its id.
         backend: Arc<str>,
     },
+    /// Take the next step of a mass close.
+    MassClose(mass_close::Number, mass_close::Order),
     /// Tell of the connections that a query asks for.
     List {
         /// Which.
@@ -345,7 +348,7 @@ impl Query {
         let is = |wanted: &Option<String>, value: Option<&str>| {
             wanted.as_deref().is_none_or(|wanted| Some(wanted) == value)
         };
-        is(&self.pool, Some(&facts.pool))
+        is(&self.pool, Some(&facts.names.pool))
             && is(&self.key, facts.key.as_deref())
             && is(&self.backend, Some(&backend))
     }

@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use pin_project_lite::pin_project;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 /// The times of a shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,17 +39,15 @@ impl StopPlan {
 }
 
 /// The tasks of one worker's thread: all are spawned here, and counted.
-#[derive(Clone, Debug)]
-pub struct Tasks {
-    count: Rc<Cell<usize>>,
-    ended: Rc<Notify>,
-    stop: watch::Sender<bool>,
-}
+#[derive(Clone, Debug, Default)]
+pub struct Tasks(Rc<Counts>);
 
-impl Default for Tasks {
-    fn default() -> Self {
-        Self { count: Rc::default(), ended: Rc::default(), stop: watch::Sender::new(false) }
-    }
+#[derive(Debug, Default)]
+struct Counts {
+    running: Cell<usize>,
+    ended: Notify,
+    stopping: Cell<bool>,
+    stop: Notify,
 }
 
 impl Tasks {
@@ -60,27 +58,31 @@ impl Tasks {
 
     /// Tells all that listen to [`Tasks::stopping`] to come to an end.
     pub fn stop(&self) {
-        self.stop.send_replace(true);
+        self.0.stopping.set(true);
+        self.0.stop.notify_waiters();
     }
 
     /// Whether they were told.
     pub fn is_stopping(&self) -> bool {
-        *self.stop.borrow()
+        self.0.stopping.get()
     }
 
     /// Resolves when they are told. Cancel safe.
     pub fn stopping(&self) -> impl Future<Output = ()> + 'static {
-        let mut stop = self.stop.subscribe();
+        let counts = Rc::clone(&self.0);
         async move {
-            // The sender can't be gone before its tasks are; if it were, stopping is right.
-            let _ = stop.wait_for(|stop| *stop).await;
+            // Made before the look, so that nothing is missed between the two.
+            let told = counts.stop.notified();
+            if !counts.stopping.get() {
+                told.await;
+            }
         }
     }
 
     /// Resolves when no task runs. Cancel safe.
     pub async fn all_ended(&self) {
-        while self.count.get() > 0 {
-            self.ended.notified().await;
+        while self.0.running.get() > 0 {
+            self.0.ended.notified().await;
         }
     }
 }
@@ -103,24 +105,23 @@ impl<T: Future<Output = ()>> Future for Counted<T> {
     }
 }
 
-struct Running {
-    count: Rc<Cell<usize>>,
-    ended: Rc<Notify>,
-}
+struct Running(Rc<Counts>);
 
 impl Running {
     fn new(tasks: &Tasks) -> Self {
-        tasks.count.set(tasks.count.get() + 1);
-        Self { count: Rc::clone(&tasks.count), ended: Rc::clone(&tasks.ended) }
+        let counts = Rc::clone(&tasks.0);
+        counts.running.set(counts.running.get() + 1);
+        Self(counts)
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.count.set(self.count.get() - 1);
-        if self.count.get() == 0 {
+        let left = self.0.running.get() - 1;
+        self.0.running.set(left);
+        if left == 0 {
             // Stored if nobody waits yet, so that it can't be missed.
-            self.ended.notify_one();
+            self.0.ended.notify_one();
         }
     }
 }

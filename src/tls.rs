@@ -26,11 +26,14 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())
 }
 
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
 /// A certificate with its chain, and its private key.
 #[derive(Clone, Debug)]
 pub struct KeyPair {
     certified: Arc<CertifiedKey>,
     names: Vec<String>,
+    not_after: SystemTime,
 }
 
 /// What is wrong with a certificate or its key.
@@ -77,12 +80,12 @@ impl KeyPair {
     /// See [`KeyPairError`].
     pub fn from_pem(cert: &str, key: &str, now: SystemTime) -> Result<Self, KeyPairError> {
         let chain = certificates(cert)?;
-        let names = {
+        let (names, not_after) = {
             let first = chain.first().ok_or(KeyPairError::NoCertificate)?;
             let (_, first) = X509Certificate::from_der(first)
                 .map_err(|error| KeyPairError::Broken(error.to_string()))?;
             check_time(&first, now)?;
-            names(&first)
+            (names(&first), end_of(&first))
         };
         let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|_| KeyPairError::NoKey)?;
         let certified =
@@ -93,12 +96,21 @@ impl KeyPair {
                 }
                 error => KeyPairError::Key(error.to_string()),
             })?;
-        Ok(Self { certified: Arc::new(certified), names })
+        Ok(Self { certified: Arc::new(certified), names, not_after })
     }
 
     /// The host names that the certificate is for, in lower case, as `*.example.com` too.
     pub fn names(&self) -> &[String] {
         &self.names
+    }
+
+    /// How many days the certificate is still valid; less than 0 once it is not.
+    pub fn days_left(&self, now: SystemTime) -> f64 {
+        let seconds = match self.not_after.duration_since(now) {
+            Ok(left) => left.as_secs_f64(),
+            Err(over) => -over.duration().as_secs_f64(),
+        };
+        seconds / DAY.as_secs_f64()
     }
 
     /// What a handshake is made with.
@@ -139,6 +151,12 @@ fn check_time(certificate: &X509Certificate<'_>, now: SystemTime) -> Result<(), 
         return Err(KeyPairError::NotYetValid(validity.not_before.to_string()));
     }
     Ok(())
+}
+
+fn end_of(certificate: &X509Certificate<'_>) -> SystemTime {
+    // It has been checked: a time before 1970 is over.
+    let seconds = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
+    UNIX_EPOCH + Duration::from_secs(seconds)
 }
 
 fn names(certificate: &X509Certificate<'_>) -> Vec<String> {
@@ -182,6 +200,14 @@ pub(crate) mod tests {
     fn a_pair_is_read_with_its_names() {
         let pair = pair(&["A.example.com", "*.b.example.com"], &PKCS_ECDSA_P256_SHA256);
         assert_eq!(pair.names(), ["a.example.com", "*.b.example.com"]);
+    }
+
+    #[test]
+    fn a_pair_knows_how_long_it_is_valid() {
+        let pair = pair(&["a"], &PKCS_ECDSA_P256_SHA256);
+        // From 2026-07-01 to 2027-01-01.
+        assert_eq!(pair.days_left(now()), 184.0);
+        assert_eq!(pair.days_left(now() + 185 * DAY), -1.0);
     }
 
     #[test]

@@ -437,11 +437,17 @@ fn the_parser_of_this_test_is_strict() {
     }
 }
 
+/// The page as Prometheus asks for it.
+fn metrics(proxy: &Proxy) -> Answer {
+    let accept = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.2";
+    request(proxy.admin, "GET", "/metrics", &[("Accept", accept)], b"")
+}
+
 #[test]
 fn metrics_are_openmetrics_without_keys_or_ids() {
     let (backend, handed) = Scripted::opening();
     let proxy = Proxy::before(&[("a", backend.address)]);
-    parse(&get(proxy.admin, "/metrics").text());
+    parse(&metrics(&proxy).text());
     // Something of everything: connections, closes, refusals, requests, a backend that goes.
     let opened = open_all(&proxy, &handed, (0..3).map(|number| format!("secret-room-{number}")));
     opened[0].client.send(TEXT, "hello");
@@ -454,7 +460,7 @@ fn metrics_are_openmetrics_without_keys_or_ids() {
     assert_eq!(get(dead.address, "/?room=secret-room").status, 503);
     proxy.wait_for_metric("steadfast_connections", &[], 0.0);
     for proxy in [&proxy, &dead] {
-        let answer = get(proxy.admin, "/metrics");
+        let answer = metrics(proxy);
         let content_type = answer.header("content-type").unwrap();
         assert!(content_type.starts_with("application/openmetrics-text; version=1.0.0"));
         let page = answer.text();
@@ -481,7 +487,7 @@ fn metrics_are_openmetrics_without_keys_or_ids() {
         }
         families.values().filter(|family| family.kind == "histogram").for_each(expect_cumulative);
     }
-    let families = parse(&get(proxy.admin, "/metrics").text());
+    let families = parse(&metrics(&proxy).text());
     let count = families["steadfast_handshake_duration_seconds"]
         .samples
         .iter()

@@ -339,13 +339,22 @@ fn in_a_panic_health_is_not_believed_but_loss_is() {
     wait_for_state(&proxy, "b", "out_of_service");
     assert_eq!((panicking(), spread()), (true, 3));
     proxy.wait_for_metric("steadfast_pool_panicking", &[("pool", "pool")], 1.0);
+    let lines = |text: &str| proxy.process.output().matches(text).count();
+    let (begins, ends) = ("too few backends in service", "enough backends in service");
+    eventually("a line tells that it begins", || (lines(begins) == 1).then_some(()));
     backends[2].set_healthy(false);
     wait_for_state(&proxy, "c", "out_of_service");
     assert_eq!(spread(), 3, "all look ill, and all are served");
+    for url in ["/", "/?room=page-1"] {
+        let told = proxy.json(&format!("/v1/route?url={url}"));
+        assert!(told["backend"].is_string(), "it is told so: {told}");
+    }
     backends.iter().for_each(|backend| backend.set_healthy(true));
     for backend in ["a", "b", "c"] {
         wait_for_state(&proxy, backend, "in_service");
     }
     assert!(!panicking());
     proxy.wait_for_metric("steadfast_pool_panicking", &[("pool", "pool")], 0.0);
+    eventually("a line tells that it ends", || (lines(ends) == 1).then_some(()));
+    assert_eq!(lines(begins), 1, "it has begun once");
 }

@@ -652,3 +652,41 @@ fn the_guide_has_every_subcommand() {
         assert!(shown || command == "help", "{command}");
     }
 }
+
+#[test]
+fn a_backend_of_a_running_proxy_is_drained_and_comes_back() {
+    let backends = ["a", "b"].map(Named::start);
+    let spread = [("pool", "drain_timeout = \"1s\"")];
+    let proxy = Proxy::start(&config(&named::addresses(&backends), &spread));
+    let clients: Vec<_> = (0..20)
+        .map(|number| {
+            let client = ws::open(proxy.address, &format!("/?room={number}"));
+            (client.read().text(), client)
+        })
+        .collect();
+    let (at_a, at_b): (Vec<_>, Vec<_>) = clients.into_iter().partition(|(id, _)| id == "a");
+    assert!(!at_a.is_empty() && !at_b.is_empty());
+    let drained = at_a.len();
+    let leaving = at_a.into_iter().map(|(_, client)| {
+        std::thread::spawn(move || {
+            let (code, _) = client.read().close();
+            client.send_close(code, "");
+            client.expect_end();
+            code
+        })
+    });
+    let leaving: Vec<_> = leaving.collect();
+    let text = at(&proxy, &["drain", "pool/a", "--wait"]).done();
+    assert!(text.ends_with("pool/a: drained: nothing is there\n"), "{text}");
+    assert!(leaving.into_iter().all(|client| client.join().unwrap() == 1012), "{drained}");
+    let status = at(&proxy, &["status"]).done();
+    let of_a = status.lines().find(|line| line.starts_with("pool  a")).unwrap();
+    assert!(of_a.contains("draining") && of_a.ends_with("done"), "{status}");
+    let undrained = at(&proxy, &["undrain", "pool/a"]).done();
+    assert_eq!(undrained, "pool/a: no longer drained; it is in_service\n");
+    at(&proxy, &["drain", "pool/c"]).fails(1, &["there are pool/a, pool/b"]);
+    for (_, client) in &at_b {
+        client.send(TEXT, "still here");
+        client.expect_text("still here");
+    }
+}

@@ -185,6 +185,7 @@ fn the_example_shows_every_option() {
         "slow_start",
         "handshake_rate",
         "connect_timeout",
+        "drain_timeout",
         "tls",
         "handshake_timeout",
         "backends",

@@ -221,7 +221,12 @@ fn address_in(line: &str) -> SocketAddr {
 fn get(address: SocketAddr, path: &str) -> String {
     let mut stream = TcpStream::connect_timeout(&address, DEADLINE).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: {address}\r\nAccept: application/openmetrics-text\r\n\
+         Connection: close\r\n\r\n"
+    )
+    .unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     answer
@@ -330,19 +335,21 @@ fn without_ports(text: &str) -> String {
     all
 }
 
-const CLOSE_REASONS: [CloseReason; 15] = [
+const CLOSE_REASONS: [CloseReason; 17] = [
     CloseReason::ClientClosed(None),
     CloseReason::ClientEnded,
     CloseReason::ClientReset,
     CloseReason::BackendClosed(None),
     CloseReason::BackendLost,
     CloseReason::ClientViolation(FrameError::Unmasked),
-    CloseReason::ClientViolation(FrameError::MessageTooBig { limit_bytes: 1 }),
+    CloseReason::ClientViolation(FrameError::MessageTooBig),
     CloseReason::BackendViolation(FrameError::Masked),
-    CloseReason::BackendViolation(FrameError::MessageTooBig { limit_bytes: 1 }),
+    CloseReason::BackendViolation(FrameError::MessageTooBig),
     CloseReason::IdleTimeout,
     CloseReason::PingTimeout,
     CloseReason::Shutdown,
+    CloseReason::Drained,
+    CloseReason::RouteRemoved,
     CloseReason::ClosedByApi(CloseCode::NORMAL),
     CloseReason::SlowClient,
     CloseReason::Internal,
@@ -400,6 +407,15 @@ fn every_state_of_a_backend_and_its_cause_is_in_the_guide() {
 }
 
 #[test]
+fn every_cause_of_a_drain_is_in_the_guide() {
+    let operate = text("docs/operate.md");
+    let rows = rows(section(&operate, "## Draining a backend"));
+    let documented: BTreeSet<String> =
+        rows.iter().skip(1).map(|row| code(row[0]).to_owned()).collect();
+    assert_eq!(documented, literals_of("src/pool/drain.rs", "impl DrainCause", "fn as_str"));
+}
+
+#[test]
 fn every_log_line_is_in_the_guide_at_its_level() {
     let operate = text("docs/operate.md");
     let documented = rows(section(&operate, "## Log events"));
@@ -415,6 +431,47 @@ fn every_log_line_is_in_the_guide_at_its_level() {
         }
     }
     assert!(lines > 20);
+}
+
+/// The fields of a struct that is written as JSON, and of those that are written as parts of it.
+fn json_fields(source: &str, name: &str) -> BTreeSet<String> {
+    let start = source.find(&format!("struct {name}")).unwrap_or_else(|| panic!("no {name}"));
+    let body = bracketed(&source[start + source[start..].find('{').unwrap()..]);
+    let mut found = BTreeSet::new();
+    let mut flattened = false;
+    for line in body.lines().map(|line| line.trim().trim_start_matches("pub ")) {
+        if line == "#[serde(flatten)]" {
+            flattened = true;
+        } else if let Some((field, kind)) = line.split_once(": ") {
+            if std::mem::take(&mut flattened) {
+                let part = kind.trim_end_matches(',').rsplit(['&', ' ']).next().unwrap();
+                found.extend(json_fields(source, part));
+            } else {
+                found.insert(field.to_owned());
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn every_field_of_the_access_log_is_in_the_guide() {
+    let source = source("src/observe/access_log.rs");
+    let mut of_connection = json_fields(&source, "ConnectionLine");
+    of_connection.extend(json_fields(&source, "HandshakeFields"));
+    let of_request = json_fields(&source, "RequestLine");
+    assert!(of_request.len() > 12 && of_connection.len() > 20, "{of_request:?} {of_connection:?}");
+    let operate = text("docs/operate.md");
+    for (kind, fields) in [("request", of_request), ("connection", of_connection)] {
+        let title = format!("| field of a `\"kind\": \"{kind}\"`");
+        let table = &operate[operate.find(&title).unwrap_or_else(|| panic!("no {title}"))..];
+        let table = table.split("\n\n").next().unwrap();
+        let mut documented: BTreeSet<String> = BTreeSet::from(["kind".to_owned()]);
+        for row in rows(table).iter().skip(1) {
+            documented.extend(spans(row[0]).map(str::to_owned));
+        }
+        assert_eq!(documented, fields, "{kind}");
+    }
 }
 
 /// The options of the example: section, key, value, and whether the value is the default.

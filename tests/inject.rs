@@ -5,65 +5,36 @@
 mod support;
 
 use std::net::TcpStream;
-use std::num::NonZeroUsize;
-use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
-use steadfast::config::{self, Environment};
 use steadfast::server::{DeliverError, Server};
-use steadfast::shutdown::StopPlan;
 use steadfast::ws::connection::Undeliverable;
 use support::http::get;
+use support::in_process::{InProcess, runtime};
 use support::scripted::{Handed, Scripted};
 use support::ws::{self, BINARY, CLOSE, Frame, PING, TEXT, Ws, close_payload, unmasked};
 use support::{eventually, send};
-use tokio::runtime::Runtime;
-use tokio::sync::oneshot;
 
-/// A proxy in this process, on a thread with a runtime of its own, before one scripted backend.
-struct InProcess {
-    server: Option<Arc<Server>>,
-    stop: Option<oneshot::Sender<()>>,
-    control: Option<JoinHandle<()>>,
+/// A proxy in this process before one scripted backend.
+struct Injected {
+    proxy: InProcess,
     handed: Mutex<Handed>,
     _backend: Scripted,
 }
 
-impl InProcess {
+impl Injected {
     fn start() -> Self {
         let (backend, handed) = Scripted::opening();
         let source = support::config(&[("a", backend.address)], &[("server", "workers = 2")]);
-        let environment = Environment {
-            variable: &|_| None,
-            file: &|_| Err(std::io::ErrorKind::NotFound.into()),
-            host_name: "test",
-            cores: NonZeroUsize::MIN,
-            now: std::time::SystemTime::now(),
-            authorities: &Vec::new,
-        };
-        let config = config::parse(&source, "test", Path::new("."), &environment).unwrap();
-        let (stop, stopped) = oneshot::channel();
-        let (started, server) = std::sync::mpsc::channel();
-        let control = std::thread::spawn(move || {
-            runtime().block_on(async {
-                let server = Arc::new(Server::start(config).await.unwrap());
-                started.send(Arc::clone(&server)).unwrap();
-                let _ = stopped.await;
-                let plan = StopPlan { grace: Duration::ZERO, ..StopPlan::prompt() };
-                Arc::into_inner(server).unwrap().stop(plan).await;
-            });
-        });
-        let server = Some(server.recv().unwrap());
-        let (stop, control, handed) = (Some(stop), Some(control), Mutex::new(handed));
-        Self { server, stop, control, handed, _backend: backend }
+        let proxy = InProcess::start(&source);
+        Self { proxy, handed: Mutex::new(handed), _backend: backend }
     }
 
     fn server(&self) -> &Server {
-        self.server.as_ref().unwrap()
+        self.proxy.server()
     }
 
     /// A client, the backend's end of it, and its id.
@@ -86,24 +57,11 @@ impl InProcess {
     }
 }
 
-impl Drop for InProcess {
-    fn drop(&mut self) {
-        drop(self.server.take());
-        drop(self.stop.take());
-        let ended = self.control.take().unwrap().join();
-        assert!(ended.is_ok() || std::thread::panicking(), "the proxy panicked");
-    }
-}
-
-fn runtime() -> Runtime {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
-}
-
 const MESSAGES: usize = 1000;
 
 #[test]
 fn messages_go_in_between_messages_of_a_backend_at_full_speed() {
-    let proxy = InProcess::start();
+    let proxy = Injected::start();
     let (client, mut stream, id) = proxy.open();
     let over = AtomicBool::new(false);
     let received = AtomicUsize::new(0);
@@ -193,7 +151,7 @@ impl Drop for SetWhenDropped<'_> {
 
 #[test]
 fn a_message_waits_for_the_end_of_one_that_is_half_said() {
-    let proxy = InProcess::start();
+    let proxy = Injected::start();
     let (client, stream, id) = proxy.open();
     let whole = unmasked(TEXT, "said slowly");
     send(&stream, &whole[..5]);
@@ -223,7 +181,7 @@ fn a_message_waits_for_the_end_of_one_that_is_half_said() {
 
 #[test]
 fn an_id_that_is_not_ours_or_is_gone_is_told_apart() {
-    let proxy = InProcess::start();
+    let proxy = Injected::start();
     let (client, stream, id) = proxy.open();
     proxy.deliver(&id, unmasked(TEXT, "hello")).unwrap();
     client.expect_text("hello");
@@ -246,7 +204,7 @@ fn an_id_that_is_not_ours_or_is_gone_is_told_apart() {
 
 #[test]
 fn a_client_that_does_not_read_is_closed_with_1013_when_its_queue_is_full() {
-    let proxy = InProcess::start();
+    let proxy = Injected::start();
     let (client, _stream, id) = proxy.open();
     let (other, _other_stream, other_id) = proxy.open();
     // Nobody reads: what the sockets take, then the queue, then no more.
@@ -283,7 +241,7 @@ fn a_client_that_does_not_read_is_closed_with_1013_when_its_queue_is_full() {
 
 #[test]
 fn an_empty_queue_takes_one_message_of_any_size() {
-    let proxy = InProcess::start();
+    let proxy = Injected::start();
     let (client, _stream, id) = proxy.open();
     let large = vec![7; 2_000_000];
     proxy.deliver(&id, unmasked(BINARY, large.clone())).unwrap();

@@ -91,6 +91,27 @@ fn a_session_that_began_as_a_websocket_is_learnt_from_its_first_message() {
 }
 
 #[test]
+fn learnt_sessions_are_counted_and_explained() {
+    let backends = fleet();
+    let proxy = learning(&named::addresses(&backends), &[]);
+    let sessions: Vec<String> = (0..5).map(|_| open_session(&proxy)).collect();
+    proxy.wait_for_metric("steadfast_sessions", &[("pool", "pool")], 5.0);
+    let explained = |session: &str| {
+        let url = of(POLLING, session).replace('&', "%26");
+        proxy.json(&format!("/v1/route?url={url}"))
+    };
+    for session in &sessions {
+        let told = explained(session);
+        assert_eq!(told["backend"], home(session));
+        assert_eq!(told["fallback"], serde_json::json!([]));
+        assert!(told["why"].to_string().contains("began its session"), "{told}");
+    }
+    let told = explained("unknown");
+    assert_eq!(told["backend"], "any");
+    assert!(told["why"].to_string().contains("no session of its sid is known"), "{told}");
+}
+
+#[test]
 fn a_session_nobody_learnt_goes_anywhere() {
     let backends = fleet();
     let proxy = learning(&named::addresses(&backends), &[]);
@@ -161,6 +182,23 @@ fn a_session_whose_backend_refuses_connections_goes_nowhere_else() {
     }
     backend.open_door();
     assert_eq!(get(&proxy, &of(POLLING, &session)).text(), backend.id);
+}
+
+#[test]
+fn a_websocket_of_a_session_takes_one_place_at_its_backend() {
+    let backend = Named::start("a");
+    let more = [("route", "learn = \"socketio\""), ("pool", "max_connections = 2")];
+    let proxy = Proxy::start(&config(&[("a", backend.address)], &more));
+    let keyed = format!("{POLLING}&room=red");
+    let session = id_in(&get(&proxy, &keyed).text());
+    backend.set_delay(Duration::from_secs(1));
+    let path = format!("{}&room=red", of(WEBSOCKET, &session));
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| ws::ask(proxy.address, &path, &[]).answer.status);
+        eventually("the first is under way", || (backend.handshakes() == 1).then_some(()));
+        assert_eq!(ws::ask(proxy.address, "/?room=blue", &[]).answer.status, 101);
+        assert_eq!(first.join().unwrap(), 101);
+    });
 }
 
 /// Three instances of the chat with one Redis, behind a proxy.
@@ -238,25 +276,26 @@ fn rooms_across_instances_hear_every_message_once_by_every_transport() {
 #[test]
 fn an_instance_that_dies_costs_its_clients_a_moment_and_the_others_nothing() {
     let mut chat = Chat::start();
-    let mut clients = chat.clients(30, 4);
+    let mut clients = chat.clients(12, 4);
     say(&mut clients, "before");
     let before = places(&mut clients, "1");
-    let theirs = before.iter().filter(|(instance, _)| instance == "b").count();
-    assert!(theirs > 0);
-    let port = chat.servers[1].address.port();
-    chat.servers[1].process.kill();
+    let gone = before[0].0.as_str();
+    let theirs = before.iter().filter(|(instance, _)| instance == gone).count();
+    let server = ["a", "b", "c"].iter().position(|name| *name == gone).unwrap();
+    let port = chat.servers[server].address.port();
+    chat.servers[server].process.kill();
     clients.say(&format!("back {theirs}"));
-    within(Duration::from_secs(5), "its clients are back", || {
+    within(Duration::from_secs(2), "its clients are back", || {
         clients.output().contains(&format!("back {theirs}\n")).then_some(())
     });
     say(&mut clients, "while it is away");
-    chat.servers[1] = ChatServer::start("b", port, &chat.redis);
-    eventually("b is in service", || (chat.proxy.state("b") == "in_service").then_some(()));
+    chat.servers[server] = ChatServer::start(gone, port, &chat.redis);
+    eventually("it is in service", || (chat.proxy.state(gone) == "in_service").then_some(()));
     say(&mut clients, "after");
     let after = places(&mut clients, "2");
     for ((instance, _), (now, lost)) in before.iter().zip(&after) {
-        if instance == "b" {
-            assert_eq!((now != "b", *lost), (true, 1));
+        if instance == gone {
+            assert_eq!((now != gone, *lost), (true, 1));
         } else {
             assert_eq!((now, *lost), (instance, 0), "they notice nothing");
         }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use rcgen::{PKCS_RSA_SHA256, date_time_ymd};
+use rcgen::{PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, date_time_ymd};
 use rustls::HandshakeKind;
 use rustls::version::{TLS12, TLS13};
 use support::http::{self, header, request};
@@ -286,6 +286,26 @@ fn a_client_that_does_not_read_costs_little_and_misses_nothing() {
 }
 
 #[test]
+fn a_client_that_does_not_read_keeps_no_key_on_a_backend_that_is_gone() {
+    let authority = Authority::new();
+    let (backend, handed) = Scripted::opening();
+    let proxy = proxy(backend.address, &[&authority.issue("site", &["a.example"])], "");
+    let mut deaf = tls(&any_client(), proxy.address, "a.example");
+    open(&mut deaf, "/?room=r");
+    let (backend, _) = handed.next();
+    proxy.wait_for_metric("steadfast_placed_keys", &[], 1.0);
+    // Each no more than TLS holds: what it takes and the socket does not waits within it.
+    let stalls = || proxy.metric("steadfast_relay_stalls_total", &[("direction", "from_backend")]);
+    eventually("the client takes no more", || {
+        send(&backend, &unmasked(BINARY, vec![1; 24_000]));
+        (stalls() > 0.0).then_some(())
+    });
+    socket2::SockRef::from(&backend).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(backend);
+    proxy.wait_for_metric("steadfast_placed_keys", &[], 0.0);
+}
+
+#[test]
 fn an_idle_connection_holds_no_more_than_tls_needs() {
     const STEP: usize = 200;
     let authority = Authority::new();
@@ -420,11 +440,11 @@ fn the_check_of_a_config_names_the_file_that_is_wrong() {
     let authority = Authority::new();
     authority.issue("site", &["a.example"]);
     authority.issue("other", &["a.example"]);
-    authority.issue_with("old", &["a.example"], &rcgen::PKCS_ECDSA_P256_SHA256, |params| {
+    authority.issue_with("old", &["a.example"], &PKCS_ECDSA_P256_SHA256, |params| {
         params.not_before = date_time_ymd(2019, 1, 1);
         params.not_after = date_time_ymd(2020, 1, 1);
     });
-    authority.issue_with("young", &["a.example"], &rcgen::PKCS_ECDSA_P256_SHA256, |params| {
+    authority.issue_with("young", &["a.example"], &PKCS_ECDSA_P256_SHA256, |params| {
         params.not_before = date_time_ymd(2090, 1, 1);
         params.not_after = date_time_ymd(2091, 1, 1);
     });
@@ -487,4 +507,28 @@ fn a_proxy_in_the_clear_is_not_asked_for_tls() {
     assert_eq!(request(proxy.address, "GET", "/health", &[], b"").status, 200);
     let mut stream = tls(&any_client(), proxy.address, "a.example");
     assert!(stream.write_all(b"x").is_err());
+}
+
+#[test]
+fn a_certificate_that_expires_soon_is_told_of() {
+    let authority = Authority::new();
+    let backend = Backend::start("a");
+    let in_days = |name: &str, days: u64| {
+        let end = std::time::SystemTime::now() + Duration::from_secs(days * 24 * 3600 + 3600);
+        authority.issue_with(name, &[name], &PKCS_ECDSA_P256_SHA256, |params| {
+            params.not_after = end.into();
+        })
+    };
+    let (long, short) = (in_days("long.example", 300), in_days("short.example", 5));
+    let days =
+        |proxy: &Proxy| proxy.metric("steadfast_certificate_days_left", &[("listener", "main")]);
+    let patient = proxy(backend.address, &[&long], "");
+    assert!((300.0..300.1).contains(&days(&patient)), "{}", days(&patient));
+    assert!(!patient.process.output().contains("expires soon"));
+    let mut urgent = proxy(backend.address, &[&long, &short], "");
+    assert!((5.0..5.1).contains(&days(&urgent)), "{}", days(&urgent));
+    let told = urgent.process.wait_for("expires soon", |line| {
+        line.contains("a certificate expires soon").then(|| line.to_owned())
+    });
+    assert!(told.contains("listener=main") && told.contains("short.example"), "{told}");
 }

@@ -5,8 +5,8 @@ use std::sync::{Arc, PoisonError};
 
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
-use axum::http::StatusCode;
-use axum::http::header::{CONTENT_TYPE, WWW_AUTHENTICATE};
+use axum::http::header::{ACCEPT, CONTENT_TYPE, VARY, WWW_AUTHENTICATE};
+use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -18,7 +18,9 @@ use super::problem::Problem;
 use crate::explain::{self, Door, Explanation, Question};
 use crate::fleet::{self, Fleet, OrderError, Row};
 use crate::observe::access_log::unix_millis;
-use crate::pool::Pool;
+use crate::observe::metrics::PageFormat;
+use crate::pool::drain::Drain;
+use crate::pool::{Backend, DrainCause, Pool};
 use crate::server::reload::{Planned, ReloadError};
 use crate::ws::close::{CLOSE_CODES, CLOSE_TEXT_BYTES, CloseCode};
 use crate::ws::connection::Serial;
@@ -33,6 +35,8 @@ pub(super) fn router(fleet: Arc<Fleet>, guard: Arc<Guard>) -> Router {
     let with_token = Router::new()
         .route("/metrics", get(metrics))
         .route("/v1/pools", get(pools))
+        .route("/v1/pools/{pool}/backends/{id}/drain", post(drain))
+        .route("/v1/pools/{pool}/backends/{id}/undrain", post(undrain))
         .route("/v1/connections", get(connections))
         .route("/v1/connections/{id}", get(connection).delete(close))
         .route("/v1/route", get(route))
@@ -46,7 +50,7 @@ pub(super) fn router(fleet: Arc<Fleet>, guard: Arc<Guard>) -> Router {
         .merge(with_token)
         .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "there is nothing here") })
         .method_not_allowed_fallback(|| async {
-            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "another method is needed here")
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this method is not for this path")
         })
         .layer(middleware::from_fn_with_state(guard, admit))
         .with_state(fleet)
@@ -74,14 +78,32 @@ async fn ready(State(fleet): State<Arc<Fleet>>) -> (StatusCode, &'static str) {
     }
 }
 
-async fn metrics(State(fleet): State<Arc<Fleet>>) -> Response {
-    const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    match fleet.shared.metrics.page() {
-        Ok(page) => ([(CONTENT_TYPE, OPEN_METRICS)], page).into_response(),
+async fn metrics(State(fleet): State<Arc<Fleet>>, headers: HeaderMap) -> Response {
+    let format = metrics_format(&headers);
+    match fleet.shared.metrics.page(format) {
+        Ok(page) => {
+            let headers = [(CONTENT_TYPE, format.content_type()), (VARY, "accept")];
+            (headers, page).into_response()
+        }
         Err(error) => {
             Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response()
         }
     }
+}
+
+/// OpenMetrics for whoever names it, as Prometheus does; else the older format, which every other
+/// scraper reads and a browser shows.
+fn metrics_format(headers: &HeaderMap) -> PageFormat {
+    let names_it = crate::fields::list(headers, &ACCEPT).any(|range| {
+        let mut parts = range.split(';').map(str::trim);
+        let name = parts.next().unwrap_or_default();
+        let refused = |part: &str| {
+            let weight = part.strip_prefix("q=").and_then(|weight| weight.parse::<f32>().ok());
+            weight.is_some_and(|weight| weight <= 0.0)
+        };
+        name.eq_ignore_ascii_case("application/openmetrics-text") && !parts.any(refused)
+    });
+    if names_it { PageFormat::OpenMetrics } else { PageFormat::Text }
 }
 
 #[derive(Serialize)]
@@ -112,6 +134,34 @@ struct BackendView {
     in_flight: usize,
     /// From 0 to 1.
     ring_share: f64,
+    /// Null: it is not drained.
+    drain: Option<DrainView>,
+}
+
+#[derive(Serialize)]
+struct DrainView {
+    /// For what.
+    by: Vec<&'static str>,
+    /// Times are in Unix milliseconds.
+    since: u64,
+    /// Keys, sessions and connections of their own that were there.
+    total: usize,
+    /// Of those, the ones whose turn has not come.
+    left: usize,
+    /// When the last one's turn comes.
+    until: u64,
+}
+
+impl From<Drain> for DrainView {
+    fn from(drain: Drain) -> Self {
+        Self {
+            by: drain.causes().map(DrainCause::as_str).collect(),
+            since: unix_millis(drain.since),
+            total: drain.progress.total(),
+            left: drain.progress.left(),
+            until: drain.progress.until(),
+        }
+    }
 }
 
 async fn pools(State(fleet): State<Arc<Fleet>>) -> Json<Pools> {
@@ -120,25 +170,64 @@ async fn pools(State(fleet): State<Arc<Fleet>>) -> Json<Pools> {
 }
 
 fn pool_view(pool: &Pool) -> PoolView {
-    let backends = pool.backends().iter().enumerate().map(|(index, backend)| {
-        let settings = backend.settings();
-        BackendView {
-            id: backend.id().to_owned(),
-            address: settings.address.to_string(),
-            weight: settings.weight.get(),
-            state: backend.state().as_str(),
-            connections: backend.connections(),
-            keys: backend.keys(),
-            in_flight: backend.requests(),
-            ring_share: pool.ring().share(index),
-        }
-    });
+    // Those that left the config are shown as long as something of them is there.
+    let backends = pool.backends().iter().cloned().chain(pool.departed());
+    let backends = backends.map(|backend| backend_view(pool, &backend));
     PoolView {
         name: pool.name().to_owned(),
         balance: pool.settings().balance.as_str(),
         panicking: pool.is_panicking(),
         backends: backends.collect(),
     }
+}
+
+fn backend_view(pool: &Pool, backend: &Arc<Backend>) -> BackendView {
+    let settings = backend.settings();
+    let index = pool.backends().iter().position(|one| Arc::ptr_eq(one, backend));
+    BackendView {
+        id: backend.id().to_owned(),
+        address: settings.address.to_string(),
+        weight: settings.weight.get(),
+        state: backend.condition(),
+        connections: backend.connections(),
+        keys: backend.keys(),
+        in_flight: backend.requests(),
+        ring_share: index.map_or(0.0, |index| pool.ring().share(index)),
+        drain: backend.drain().map(DrainView::from),
+    }
+}
+
+/// Takes a backend out of service: nothing new goes there, and what is there is closed in turn.
+async fn drain(
+    State(fleet): State<Arc<Fleet>>,
+    Path(names): Path<(String, String)>,
+) -> Result<Json<BackendView>, Problem> {
+    of_backend(&fleet, &names, |pool, backend| pool.drain(backend, DrainCause::Api))
+}
+
+/// Takes that back. Where there are other causes the backend is drained all the same, as the
+/// answer tells.
+async fn undrain(
+    State(fleet): State<Arc<Fleet>>,
+    Path(names): Path<(String, String)>,
+) -> Result<Json<BackendView>, Problem> {
+    of_backend(&fleet, &names, |pool, backend| pool.undrain(backend, DrainCause::Api))
+}
+
+fn of_backend(
+    fleet: &Fleet,
+    (pool, id): &(String, String),
+    act: impl FnOnce(&Pool, &Arc<Backend>),
+) -> Result<Json<BackendView>, Problem> {
+    let snapshot = fleet.shared.snapshot.load();
+    let missing = |what: &str| Problem::new(StatusCode::NOT_FOUND, format!("there is no {what}"));
+    let found = snapshot.pools().iter().find(|one| one.name() == pool);
+    let pool = found.ok_or_else(|| missing("pool of this name"))?;
+    let departed = || pool.departed().into_iter().find(|one| one.id() == id);
+    let backend = pool.backend(id).cloned().or_else(departed);
+    let backend = backend.ok_or_else(|| missing("backend of this id in this pool"))?;
+    act(pool, &backend);
+    Ok(Json(backend_view(pool, &backend)))
 }
 
 /// What `/v1/connections` may be asked for.
@@ -295,8 +384,8 @@ async fn status(State(fleet): State<Arc<Fleet>>) -> Json<Status> {
         clients: listener.limits.open(),
     });
     let routes = snapshot.routes().iter().map(|route| RouteView {
-        name: route.name.to_string(),
-        pool: route.pool_name.to_string(),
+        name: route.names.route.to_string(),
+        pool: route.names.pool.to_string(),
         connections: route.live(),
     });
     let routes: Vec<RouteView> = routes.collect();

@@ -48,7 +48,7 @@ pub(super) struct Options {
 
 /// Runs the demo until a signal.
 pub(super) fn demo(options: &Options) -> anyhow::Result<ExitCode> {
-    super::log::start(LogLevel::Warn, LogFormat::Text);
+    let _log = super::log::start(LogLevel::Warn, LogFormat::Text).context("can't start the log")?;
     on_control_runtime(serve(options))
 }
 

@@ -37,7 +37,8 @@ pub(super) fn run(path: &Path) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::FAILURE);
         }
     };
-    let log = super::log::start(config.server.log_level, config.server.log_format);
+    let log = super::log::start(config.server.log_level, config.server.log_format)
+        .context("can't start the log")?;
     let loaded = Loaded { config: Ok(config.clone()), files, digest };
     on_control_runtime(async move {
         let mut signals = Signals::listen().context("can't listen for signals")?;

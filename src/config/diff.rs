@@ -292,6 +292,7 @@ fn pool_keys(old: &PoolSettings, new: &PoolSettings) -> Vec<&'static str> {
         max_connections,
         connect_timeout,
         handshake_timeout,
+        drain_timeout,
         keepalive,
         tls,
         backends: _, // parts of their own
@@ -315,6 +316,7 @@ fn pool_keys(old: &PoolSettings, new: &PoolSettings) -> Vec<&'static str> {
         .of("max_connections", &old.max_connections, max_connections)
         .of("connect_timeout", &old.connect_timeout, connect_timeout)
         .of("handshake_timeout", &old.handshake_timeout, handshake_timeout)
+        .of("drain_timeout", &old.drain_timeout, drain_timeout)
         .of("keepalive", &old.keepalive, keepalive)
         .of("tls", &old.tls, tls)
         .of("health.kind", &old.health.kind, kind)

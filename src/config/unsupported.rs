@@ -12,7 +12,7 @@ const KEYS: &[(&str, &[&str])] = &[
     ("listener", &["http2"]),
     ("listener.tls", &["client_ca"]),
     ("route", &["auth", "max_age", "message_rate", "rebalance", "rehome", "rooms"]),
-    ("pool", &["discover", "drain_timeout", "rebalance_rate", "source"]),
+    ("pool", &["discover", "rebalance_rate", "source"]),
 ];
 
 /// Values, by table and key.

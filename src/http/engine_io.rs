@@ -15,7 +15,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 /// How much of an answer is read.
-pub(crate) const MOST_READ: usize = 1024;
+pub const MOST_READ: usize = 1024;
 /// The longest session id; the servers at hand make 20 characters.
 const LONGEST_ID: usize = 64;
 /// The longest that a session may be silent, whatever its server says.
@@ -25,7 +25,7 @@ const RECORD_SEPARATOR: u8 = 0x1e;
 
 /// A request of Engine.IO.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Request<'a> {
+pub enum Request<'a> {
     /// One that begins a session.
     Opens,
     /// One of this session.
@@ -35,7 +35,7 @@ pub(super) enum Request<'a> {
 impl<'a> Request<'a> {
     /// Reads a query as sent; `None` where it is none of Engine.IO's. An id that can't be one is
     /// nobody's, and a server will say so.
-    pub(super) fn of(query: Option<&'a str>) -> Option<Self> {
+    pub fn of(query: Option<&'a str>) -> Option<Self> {
         let (mut is_engine_io, mut has_transport, mut id) = (false, false, None);
         for (name, value) in query?.split('&').filter_map(|pair| pair.split_once('=')) {
             match name {
@@ -57,11 +57,11 @@ impl<'a> Request<'a> {
 
 /// A session that a server has opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Opened {
+pub struct Opened {
     /// Its id: 1 to 64 of `[A-Za-z0-9_-]`.
-    pub(super) id: String,
+    pub id: String,
     /// How long it may be silent: the server's interval of pings and its patience with them.
-    pub(super) life: Duration,
+    pub life: Duration,
 }
 
 /// The open packet, as far as it matters here.
@@ -78,7 +78,7 @@ struct OpenPacket<'a> {
 ///
 /// It need not be whole: what is cut off in the middle of the packet is not found yet. Protocol 3
 /// writes the length of each packet and a colon before it.
-pub(super) fn opened(text: &[u8]) -> Option<Opened> {
+pub fn opened(text: &[u8]) -> Option<Opened> {
     text.split(|&byte| byte == RECORD_SEPARATOR).find_map(|packet| {
         let digits = packet.iter().take_while(|byte| byte.is_ascii_digit()).count();
         let packet = match packet.get(digits) {
@@ -101,14 +101,14 @@ fn is_session_id(text: &str) -> bool {
 
 /// Reads the beginning of a body that comes in pieces.
 #[derive(Debug, Default)]
-pub(super) struct BodyStart {
+pub struct BodyStart {
     /// At most [`MOST_READ`] bytes.
     read: Vec<u8>,
 }
 
 impl BodyStart {
     /// Takes the next piece, and tells once of the session that the body opens.
-    pub(super) fn feed(&mut self, piece: &[u8]) -> Option<Opened> {
+    pub fn feed(&mut self, piece: &[u8]) -> Option<Opened> {
         let room = MOST_READ - self.read.len();
         if room == 0 || piece.is_empty() {
             return None;

@@ -84,6 +84,10 @@ pub(super) async fn forward(
     trace: &mut Trace<'_>,
 ) -> Result<Response<Reply>, Refused> {
     let Plain { head, body, key, session, client } = request;
+    if let Some(key) = &key {
+        // Where its connections were closed for a drain: not elsewhere before they have ended.
+        route.pool.vacated(key.as_str()).await;
+    }
     let mut choice = Target::of(route, key.as_ref(), &session)?;
     let go_ahead = head.expects_continue().then(GoAhead::default);
     let (body, progress) = RequestBody::client(body, route.settings.body_timeout, go_ahead.clone());
@@ -146,8 +150,8 @@ impl Exchange<'_> {
             if let Some(sender) = self.context.upstreams.take(&backend) {
                 return Ok((sender, true));
             }
-            match upstream::connect(&self.route.pool, &backend, &self.context.tasks).await {
-                Ok(sender) => return Ok((sender, false)),
+            match upstream::connect(&self.route.pool, &backend).await {
+                Ok(fresh) => return Ok((fresh.driven(&self.context.tasks), false)),
                 Err(error) => {
                     self.context.note_connect_failure(&self.route.pool, &backend, &error);
                     choice.go_on().map_err(|stay| match stay {

@@ -12,6 +12,7 @@
 //! the client had already sent behind its handshake.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
@@ -187,26 +188,21 @@ impl Gate {
         }
     }
 
-    /// Reads more into the buffer. Ready with `false`: the client has ended its stream.
-    fn poll_more(
+    /// Reads up to so many bytes more into the buffer. Ready with `false`: the client has ended its
+    /// stream.
+    fn poll_more<const BYTES: usize>(
         &mut self,
-        read_bytes: usize,
         context: &mut Context<'_>,
     ) -> Poll<io::Result<bool>> {
+        // On the stack and not set to zero: most often nothing has come, and then nothing is spent.
+        let mut scratch = [const { MaybeUninit::uninit() }; BYTES];
+        let mut read = ReadBuf::uninit(&mut scratch);
+        ready!(Pin::new(&mut self.stream).poll_read(context, &mut read))?;
         self.buffer.drain(..self.start);
         self.start = 0;
-        let length = self.buffer.len();
-        self.buffer.resize(length + read_bytes, 0);
-        let mut buffer = ReadBuf::new(&mut self.buffer[length..]);
-        let polled = Pin::new(&mut self.stream).poll_read(context, &mut buffer);
-        let read = buffer.filled().len();
-        self.buffer.truncate(length + read);
-        if self.buffer.is_empty() {
-            self.buffer = Vec::new();
-        }
-        ready!(polled)?;
-        self.ended |= read == 0;
-        Poll::Ready(Ok(read > 0))
+        self.buffer.extend_from_slice(read.filled());
+        self.ended |= read.filled().is_empty();
+        Poll::Ready(Ok(!read.filled().is_empty()))
     }
 
     /// Hands buffered bytes on, at most `limit`; tells how many.
@@ -256,7 +252,7 @@ impl Gate {
                 }
                 return Poll::Ready(Ok(()));
             }
-            if self.ended || !ready!(self.poll_more(HEAD_READ_BYTES, context))? {
+            if self.ended || !ready!(self.poll_more::<HEAD_READ_BYTES>(context))? {
                 self.phase = Phase::Over;
                 return Poll::Ready(Ok(()));
             }
@@ -308,7 +304,7 @@ impl Gate {
                 }
                 return Poll::Ready(Ok(()));
             }
-            if !ready!(self.poll_more(BODY_READ_BYTES, context))? {
+            if !ready!(self.poll_more::<BODY_READ_BYTES>(context))? {
                 self.phase = Phase::Over;
                 return Poll::Ready(Ok(()));
             }
@@ -326,7 +322,7 @@ impl Gate {
             if self.ended || self.buffered().len() >= self.limits.head.bytes {
                 return Poll::Pending;
             }
-            if !ready!(self.poll_more(HEAD_READ_BYTES, context))? && self.buffer.is_empty() {
+            if !ready!(self.poll_more::<HEAD_READ_BYTES>(context))? && self.buffer.is_empty() {
                 self.phase = Phase::Over;
                 return Poll::Ready(Ok(()));
             }

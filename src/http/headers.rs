@@ -28,6 +28,8 @@ use crate::fields::{list, list_has, only};
 
 /// The id by which logs of several systems name one request.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Where a request stands in a trace (W3C Trace Context). It passes as it is, with `tracestate`.
+pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// Every client and proxy that the request came by, the nearest last.
 pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// How the client spoke to the first proxy: `http` or `https`, also for WebSockets.
@@ -196,7 +198,7 @@ pub fn ensure_request_id(
     headers: &mut HeaderMap,
     mint: impl FnOnce() -> HeaderValue,
 ) -> HeaderValue {
-    if let Some(id) = only(headers, &X_REQUEST_ID).filter(|id| is_request_id(id)) {
+    if let Some(id) = request_id(headers) {
         return id.clone();
     }
     let id = mint();
@@ -204,8 +206,31 @@ pub fn ensure_request_id(
     id
 }
 
+/// The `X-Request-Id` of a client's own, if it is one that is kept.
+pub fn request_id(headers: &HeaderMap) -> Option<&HeaderValue> {
+    only(headers, &X_REQUEST_ID).filter(|id| is_request_id(id))
+}
+
 fn is_request_id(id: &HeaderValue) -> bool {
     (1..=LONGEST_REQUEST_ID).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
+}
+
+/// The trace that a request belongs to, as its one `traceparent` names it: 32 digits, as of version
+/// 00 of W3C Trace Context (section 3.2.2); later versions begin like it.
+pub fn trace_id(headers: &HeaderMap) -> Option<&str> {
+    let value = only(headers, &TRACEPARENT)?.to_str().ok()?;
+    let mut fields = value.split('-');
+    let mut hexadecimal = |length: usize| {
+        let is_digit = |byte: &u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(byte);
+        let field = fields.next()?;
+        (field.len() == length && field.as_bytes().iter().all(is_digit)).then_some(field)
+    };
+    let (version, trace) = (hexadecimal(2)?, hexadecimal(32)?);
+    let (parent, _flags) = (hexadecimal(16)?, hexadecimal(2)?);
+    let is_zero = |field: &str| field.bytes().all(|byte| byte == b'0');
+    let ends = fields.next().is_none();
+    let valid = version != "ff" && (ends || version != "00") && !is_zero(trace) && !is_zero(parent);
+    valid.then_some(trace)
 }
 
 #[cfg(test)]
@@ -367,6 +392,34 @@ mod tests {
         for bad in [&[][..], &[""], &["a b"], &["a", "a"], &[&"a".repeat(129)]] {
             assert_eq!(id(bad), "minted");
         }
+    }
+
+    #[test]
+    fn a_trace_is_known_by_a_proper_traceparent_alone() {
+        const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+        let of = |lines: &[&str]| {
+            let lines: Vec<_> = lines.iter().map(|line| ("traceparent", *line)).collect();
+            trace_id(&headers(&lines)).map(str::to_owned)
+        };
+        let good = format!("00-{TRACE}-00f067aa0ba902b7-01");
+        assert_eq!(of(&[&good]).as_deref(), Some(TRACE));
+        let later = format!("01-{TRACE}-00f067aa0ba902b7-01-more");
+        assert_eq!(of(&[&later]).as_deref(), Some(TRACE));
+        for bad in [
+            "",
+            "00",
+            TRACE,
+            &good[..good.len() - 1],
+            &format!("{good}-more"),
+            &good.replace("00-4b", "ff-4b"),
+            &good.to_uppercase(),
+            &good.replace(TRACE, &"0".repeat(32)),
+            &good.replace("00f067aa0ba902b7", &"0".repeat(16)),
+            &good.replace('4', "g"),
+        ] {
+            assert_eq!(of(&[bad]), None, "{bad}");
+        }
+        assert_eq!(of(&[&good, &good]), None);
     }
 
     proptest! {

@@ -10,7 +10,7 @@
 //! routes with an old ring.
 
 pub mod body;
-mod engine_io;
+pub mod engine_io;
 mod forward;
 pub mod framing;
 pub mod gate;
@@ -24,20 +24,22 @@ mod upstream;
 
 use std::convert::Infallible;
 use std::fmt;
+use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::pin;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 use http::header::{HOST, HeaderValue, SET_COOKIE};
+use http::uri::Authority;
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tracing::{debug, warn};
 
@@ -47,41 +49,48 @@ use self::gate::{Gate, GateLimits, Turn};
 use self::head::RequestHead;
 use self::headers::ClientFacts;
 use self::respond::Refused;
+pub(crate) use self::session::Known as KnownSession;
 use self::session::Session;
-use self::tunnel::Handshake;
+use self::tunnel::{Handshake, Opened};
 use self::upstream::Upstreams;
-use crate::listen::tls::Handshakes;
+use crate::listen::tls::{Handshakes, ServerTls};
 use crate::listen::{
     self, Admission, IntroductionError, Listener, ListenerSettings, Load, ProxyProtocol, Stream,
 };
-use crate::observe::access_log::{AccessLog, RequestRecord};
-use crate::observe::metrics::{Held, Metrics, RequestLabels};
+use crate::observe::access_log::{AccessLog, Asked, RequestRecord};
+use crate::observe::metrics::{HandshakeCounts, Held, Metrics, RequestLabels};
+use crate::observe::rate::{Allowed, allowed};
 use crate::pool::{Backend, Pool, dial};
-use crate::route::key::{RequestFacts, find_key};
+use crate::route::key::{KeyFound, KeySource, RequestFacts, find_key};
 use crate::route::{RouteSettings, Router, sticky};
 use crate::shutdown::Tasks;
 use crate::ws::clock::Ticks;
-use crate::ws::connection::Serial;
+use crate::ws::connection::{Names, Serial};
 use crate::ws::driver::RelayCounts;
 use crate::ws::frame::ReservedBits;
 use crate::ws::handshake;
 use crate::ws::relay::RelayLimits;
 use crate::ws::table::Table;
 
+/// The most header lines that hyper takes unless it is told otherwise.
+const HEADERS: usize = 100;
+/// The longest name that DNS has, with a port.
+const LONGEST_HOST: usize = 253 + 6;
+
 /// A route with what it needs while it runs.
 #[derive(Debug)]
 pub struct Route {
     /// What the config says of it.
     pub settings: RouteSettings,
-    /// Its name.
-    pub name: Arc<str>,
-    /// Its pool's name.
-    pub pool_name: Arc<str>,
+    /// Its name, and its pool's.
+    pub names: Arc<Names>,
     /// Where its requests go.
     pub pool: Arc<Pool>,
     /// What its relays count.
     pub counts: Arc<RelayCounts>,
-    live: AtomicUsize,
+    handshakes: HandshakeCounts,
+    /// Shared by all that have had its name: a reload changes no count.
+    live: Arc<AtomicUsize>,
 }
 
 impl Route {
@@ -101,29 +110,25 @@ impl Route {
     }
 }
 
-/// A WebSocket of a route, from before its handshake; counts towards `max_connections`.
+/// A WebSocket of a route, from before its handshake; counts towards `max_connections`. It does not
+/// hold the route: that would keep the ring of a config of long ago.
 #[derive(Debug)]
-struct Live(Arc<Route>);
+struct Live(Arc<AtomicUsize>);
 
 impl Live {
     /// `None` if the route is full.
     fn of(route: &Arc<Route>) -> Option<Self> {
         let limit = route.settings.max_connections;
-        let before = route.live.fetch_add(1, Ordering::Relaxed);
-        let live = Self(Arc::clone(route));
-        (limit == 0 || before < limit).then_some(live)
-    }
-}
-
-impl Live {
-    fn route(&self) -> &Arc<Route> {
-        &self.0
+        // In one step: who is refused never stands in the way of another for a moment.
+        let more = |live| (limit == 0 || live < limit).then_some(live + 1);
+        let taken = route.live.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        taken.ok().map(|_| Self(Arc::clone(&route.live)))
     }
 }
 
 impl Drop for Live {
     fn drop(&mut self) {
-        self.0.live.fetch_sub(1, Ordering::Relaxed);
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -157,11 +162,14 @@ impl Snapshot {
                 return Some(Arc::clone(known));
             }
             Some(Arc::new(Route {
-                name: settings.name.as_str().into(),
-                pool_name: settings.pool.as_str().into(),
+                names: Arc::new(Names {
+                    route: settings.name.as_str().into(),
+                    pool: settings.pool.as_str().into(),
+                }),
                 pool: Arc::clone(pool),
                 counts: metrics.relay_counts(&settings.name),
-                live: AtomicUsize::new(0),
+                handshakes: metrics.handshake_counts(&settings.name),
+                live: known.map(|known| Arc::clone(&known.live)).unwrap_or_default(),
                 settings: settings.clone(),
             }))
         });
@@ -202,8 +210,6 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// Where requests and connections are written down.
     pub access_log: AccessLog,
-    /// When a failure to accept was last complained of, in Unix seconds.
-    complained: AtomicI64,
 }
 
 impl Shared {
@@ -215,21 +221,24 @@ impl Shared {
         access_log: AccessLog,
     ) -> Self {
         let snapshot = ArcSwap::from_pointee(snapshot);
-        Self { proxy_id, snapshot, metrics, access_log, complained: AtomicI64::new(0) }
+        Self { proxy_id, snapshot, metrics, access_log }
     }
 
     /// The fleet-wide id of a connection of this proxy.
     pub fn connection_id(&self, serial: Serial) -> String {
         format!("{}.{serial}", self.proxy_id)
     }
+}
 
-    /// Says that a listener can't accept, at most once a second.
-    pub fn complain_of_accept(&self, listener: &str, error: &io::Error) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
-        let now = i64::try_from(now).unwrap_or(i64::MAX);
-        if self.complained.swap(now, Ordering::Relaxed) != now {
-            warn!(listener, %error, "can't accept connections; is the limit of open files too low?");
-        }
+/// Says that a listener can't accept, at most once a second.
+pub fn complain_of_accept(listener: &str, error: &io::Error) {
+    if let Some(Allowed { suppressed }) = allowed!(1) {
+        warn!(
+            listener,
+            %error,
+            suppressed,
+            "can't accept connections; is the limit of open files too low?"
+        );
     }
 }
 
@@ -286,15 +295,23 @@ impl Context {
 
     /// Serves a connection behind the TLS handshake, where the listener has one.
     async fn secured(self: Rc<Self>, stream: TcpStream, accepted: Accepted) {
-        // Boxed: the buffers of a handshake are none of a connection's.
-        if let Some(stream) = Box::pin(self.secure(stream, &accepted)).await {
+        let secured = match &accepted.listener.tls {
+            None => Some(Stream::Tcp(stream)),
+            // Boxed: the buffers of a handshake are none of a connection's.
+            Some(tls) => Box::pin(self.secure(tls, stream, &accepted)).await,
+        };
+        if let Some(stream) = secured {
             self.connection(stream, Rc::new(accepted)).await;
         }
     }
 
-    /// Makes the TLS handshake where the listener has one; `None` if that failed.
-    async fn secure(&self, stream: TcpStream, accepted: &Accepted) -> Option<Stream> {
-        let Some(tls) = &accepted.listener.tls else { return Some(Stream::Tcp(stream)) };
+    /// Makes the TLS handshake; `None` if that failed.
+    async fn secure(
+        &self,
+        tls: &ServerTls,
+        stream: TcpStream,
+        accepted: &Accepted,
+    ) -> Option<Stream> {
         let limit = accepted.listener.settings.tls_timeout;
         let secured = tokio::select! {
             secured = self.handshakes.accept(tls, stream, limit) => secured,
@@ -342,20 +359,46 @@ impl Context {
         let gate = Gate::new(stream, limits, turn.clone(), metrics);
         let mut http = hyper::server::conn::http1::Builder::new();
         // The gate is the limit; hyper's own must not be lower. It takes 8 KiB at the least.
-        http.max_buf_size((settings.head_bytes * 2).max(16 * 1024)).max_headers(settings.headers);
+        http.max_buf_size((settings.head_bytes * 2).max(16 * 1024));
+        if settings.headers > HEADERS {
+            // With a number of its own hyper fills its tables of headers before each head.
+            http.max_headers(settings.headers);
+        }
         let stopping = self.tasks.stopping();
-        let service = service_fn(|request| self.answer(&accepted, &turn, request));
-        let mut connection =
-            pin!(http.serve_connection(TokioIo::new(gate), service).with_upgrades());
+        let opened = Opened::default();
+        let service =
+            service_fn(|request| Box::pin(self.answer(&accepted, &turn, &opened, request)));
+        let mut connection = http.serve_connection(TokioIo::new(gate), service);
         let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
-            () = stopping => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
+            ended = poll_fn(|context| connection.poll_without_shutdown(context)) => Some(ended),
+            () = stopping => None,
+        };
+        let ended = match ended {
+            Some(ended) => ended,
+            None => {
+                Pin::new(&mut connection).graceful_shutdown();
+                poll_fn(|context| connection.poll_without_shutdown(context)).await
             }
         };
+        let tunnel = opened.take();
         if let Err(error) = ended {
-            debug!(peer = %accepted.peer, %error, "a client connection ended early");
+            if let Some(tunnel) = tunnel {
+                tunnel.give_up();
+            }
+            return debug!(peer = %accepted.peer, %error, "a client connection ended early");
+        }
+        let (mut gate, read_ahead) = {
+            let parts = connection.into_parts();
+            (parts.io.into_inner(), parts.read_buf)
+        };
+        match tunnel {
+            Some(tunnel) => {
+                let (stream, behind) = gate.into_parts();
+                // hyper took from the gate what came first.
+                tunnel.begin(stream, [&read_ahead[..], &behind].concat());
+            }
+            // An error: the client is gone already.
+            None => drop(gate.shutdown().await),
         }
     }
 
@@ -363,14 +406,15 @@ impl Context {
         self: &Rc<Self>,
         accepted: &Rc<Accepted>,
         turn: &Turn,
+        opened: &Opened,
         request: Request<Incoming>,
     ) -> Result<Response<Reply>, Infallible> {
         let answer = turn.answer();
         let mut trace = Trace::new(&self.shared, accepted, &request);
-        let answered = Box::pin(self.respond(accepted, request, &mut trace)).await;
+        let answered = self.respond(accepted, opened, request, &mut trace).await;
         let refused = answered.as_ref().err().map(Refused::label);
         let response = answered.unwrap_or_else(|refused| {
-            let (route, reason) = (&trace.route, refused.label());
+            let (route, reason) = (trace.route(), refused.label());
             trace.metrics.refuse(route, reason);
             debug!(peer = %accepted.peer, route = %route, reason, "refused: {refused}");
             refused.response()
@@ -385,10 +429,10 @@ impl Context {
     async fn respond(
         self: &Rc<Self>,
         accepted: &Rc<Accepted>,
-        mut request: Request<Incoming>,
+        opened: &Opened,
+        request: Request<Incoming>,
         trace: &mut Trace<'_>,
     ) -> Result<Response<Reply>, Refused> {
-        let upgrade = hyper::upgrade::on(&mut request);
         let (parts, body) = request.into_parts();
         let host = host_of(&parts)?;
         let settings = &accepted.listener.settings;
@@ -398,7 +442,7 @@ impl Context {
             let found = snapshot.route(settings.name.as_deref(), host, parts.uri.path());
             Arc::clone(found.ok_or(Refused::NoRoute)?)
         };
-        trace.route = Arc::clone(&route.name);
+        trace.route = Some(Arc::clone(&route));
         let peer = accepted.peer.ip();
         let client = headers::client_address(peer, &settings.trusted, &parts.headers);
         let facts = RequestFacts {
@@ -407,7 +451,9 @@ impl Context {
             headers: &parts.headers,
             client,
         };
-        let key = find_key(&route.settings.key, &facts)?.map(|found| found.key);
+        let found = find_key(&route.settings.key, &facts)?;
+        trace.note_key(found.as_ref());
+        let key = found.map(|found| found.key);
         let session = Session::of(&route.settings, &route.pool, parts.uri.query())?;
         let cookie = route.settings.sticky_cookie.as_ref();
         let cookie = cookie.filter(|_| key.is_none() && !session.is_learnt());
@@ -429,8 +475,10 @@ impl Context {
         let key = key.or(minted);
         let answered = if is_handshake {
             let accepted = Rc::clone(accepted);
-            let handshake = Handshake { head, key, session, client, upgrade, accepted };
-            tunnel::open(self, &route, handshake, trace).await
+            let handshake = Handshake { head, key, session, client, accepted };
+            let (tunnel, response) = tunnel::open(self, &route, handshake, trace).await?;
+            opened.set(tunnel);
+            Ok(response)
         } else {
             let request = Plain { head, body, key, session, client };
             forward::forward(self, &route, request, trace).await
@@ -446,7 +494,15 @@ impl Context {
     fn note_connect_failure(&self, pool: &Pool, backend: &Backend, error: &io::Error) {
         if dial::is_own_failure(error) {
             self.shared.metrics.own_failures.inc();
-            warn!(pool = pool.name(), backend = backend.id(), %error, "can't connect: out of ports or descriptors");
+            if let Some(Allowed { suppressed }) = allowed!() {
+                warn!(
+                    pool = pool.name(),
+                    backend = backend.id(),
+                    %error,
+                    suppressed,
+                    "can't connect: out of ports or descriptors"
+                );
+            }
         } else {
             debug!(pool = pool.name(), backend = backend.id(), %error, "can't connect");
         }
@@ -463,8 +519,8 @@ pub fn awaits_proxy_header(settings: &ListenerSettings, peer: IpAddr) -> bool {
 #[derive(Debug)]
 struct Trace<'a> {
     metrics: &'a Metrics,
-    /// Its route's name; empty where none has matched.
-    route: Arc<str>,
+    /// Its route; `None` where none has matched.
+    route: Option<Arc<Route>>,
     record: Option<Box<RequestRecord>>,
     answered: bool,
 }
@@ -473,23 +529,52 @@ impl<'a> Trace<'a> {
     fn new(shared: &'a Shared, accepted: &Accepted, request: &Request<Incoming>) -> Self {
         let log = &shared.access_log;
         let record = log.is_on().then(|| {
-            let (peer, path) = (accepted.peer.ip(), request.uri().path());
-            let listener = &accepted.listener.label;
-            Box::new(RequestRecord::new(log, peer, listener, request.method(), path))
+            let (peer, listener) = (accepted.peer.ip(), &accepted.listener.label);
+            let mut record = RequestRecord::new(log, peer, listener, request.method());
+            record.asked = asked(request);
+            record.websocket = handshake::is_handshake(request.headers());
+            Box::new(record)
         });
-        Self { metrics: &shared.metrics, route: Arc::from(""), record, answered: false }
+        Self { metrics: &shared.metrics, route: None, record, answered: false }
+    }
+
+    /// The name of its route; empty where none has matched.
+    fn route(&self) -> &str {
+        self.route.as_ref().map_or("", |route| &route.names.route)
     }
 
     fn note_head(&mut self, client: IpAddr, head: &RequestHead) {
         if let Some(record) = &mut self.record {
             record.client = client;
-            record.request_id = head.request_id();
+            record.asked.request_id = head.request_id();
         }
+    }
+
+    /// Notes the key, unless it came from where credentials come from.
+    fn note_key(&mut self, found: Option<&KeyFound<'_>>) {
+        let (Some(record), Some(found)) = (&mut self.record, found) else { return };
+        let may_be_secret = matches!(found.source, KeySource::Cookie(_) | KeySource::Header(_));
+        record.key = (!may_be_secret).then(|| found.key.as_str().into());
     }
 
     fn note_backend(&mut self, backend: &Backend) {
         if let Some(record) = &mut self.record {
             record.backend = Some(backend.id().to_owned());
+        }
+    }
+
+    /// The record of a request that is to become a WebSocket, for whoever knows when it has. Until
+    /// then it is one whose client went away.
+    fn take_record(&mut self) -> Option<Box<RequestRecord>> {
+        let mut record = self.record.take()?;
+        self.name_route(&mut record);
+        record.refused = Some("client_gone");
+        Some(record)
+    }
+
+    fn name_route(&self, record: &mut RequestRecord) {
+        if let Some(route) = &self.route {
+            record.route = Arc::clone(&route.names.route);
         }
     }
 
@@ -501,10 +586,17 @@ impl<'a> Trace<'a> {
     ) -> Option<Box<RequestRecord>> {
         self.answered = true;
         let code = status.as_u16();
-        let labels = RequestLabels { route: self.route.to_string(), code };
-        self.metrics.requests.get_or_create(&labels).inc();
+        match &self.route {
+            Some(route) if status == StatusCode::SWITCHING_PROTOCOLS => {
+                route.handshakes.switched.inc();
+            }
+            _ => {
+                let labels = RequestLabels { route: self.route().to_owned(), code };
+                self.metrics.requests.get_or_create(&labels).inc();
+            }
+        }
         let mut record = self.record.take()?;
-        record.route = Arc::clone(&self.route);
+        self.name_route(&mut record);
         record.status = Some(code);
         record.refused = refused;
         Some(record)
@@ -514,9 +606,33 @@ impl<'a> Trace<'a> {
 impl Drop for Trace<'_> {
     fn drop(&mut self) {
         if !self.answered {
-            self.metrics.refuse(&self.route, "client_gone");
+            self.metrics.refuse(self.route(), "client_gone");
+            // It is written down with this.
+            drop(self.take_record());
         }
     }
+}
+
+/// What the access log may tell of what a request asks for.
+fn asked(request: &Request<Incoming>) -> Asked {
+    let (uri, headers) = (request.uri(), request.headers());
+    let named = || headers.get(HOST).and_then(|host| host.to_str().ok());
+    let host = uri.authority().map(Authority::as_str).or_else(named);
+    // What stands before an `@` is no part of a host, and may be a password.
+    let host = host.and_then(|host| host.rsplit('@').next()).filter(|host| is_host(host));
+    let request_id = headers::request_id(headers).and_then(|id| id.to_str().ok());
+    Asked {
+        host: host.map(str::to_owned),
+        path: uri.path().to_owned(),
+        request_id: request_id.map(str::to_owned),
+        trace_id: headers::trace_id(headers).map(str::to_owned),
+    }
+}
+
+/// Whether a host is a name or an address, with or without a port; not whether it exists.
+fn is_host(host: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte);
+    host.len() <= LONGEST_HOST && host.bytes().all(fits)
 }
 
 /// The host of a request (RFC 9112 section 3.2): an absolute-form target has its own. HTTP/1.0

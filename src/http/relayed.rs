@@ -12,13 +12,12 @@ use std::time::SystemTime;
 
 use tracing::debug;
 
-use super::session::OfFirstMessage;
+use super::session::OfWebSocket;
 use super::{Accepted, Context, Live};
-use crate::observe::access_log::{ConnectionLine, unix_millis};
+use crate::observe::access_log::{ConnectionLine, Rest, unix_millis};
 use crate::observe::metrics::{ConnectionLabels, Held};
 use crate::pool::Placement;
 use crate::pool::backend::ConnectionGauge;
-use crate::pool::sessions::Visit;
 use crate::ws::driver::{Driver, Ended};
 use crate::ws::relay::Direction;
 use crate::ws::table::Entry;
@@ -37,24 +36,22 @@ pub(super) struct Place {
     /// The place of its key.
     pub(super) key: Option<Placement>,
     /// Its session lives as long as it does.
-    #[expect(dead_code, reason = "held, not read")]
-    pub(super) session: Option<Box<Visit>>,
+    pub(super) session: Option<OfWebSocket>,
 }
 
 /// What a WebSocket holds as long as it lives.
 pub(super) struct Guards {
     /// Its place in its route.
+    #[expect(dead_code, reason = "held, not read")]
     pub(super) live: Live,
     /// Its backend has it.
     pub(super) counted: ConnectionGauge,
     /// What is at its backend, until the backend's side is over.
     pub(super) place: Place,
-    /// The session that its first message may have opened.
-    #[expect(dead_code, reason = "held, not read")]
-    pub(super) opened: Option<OfFirstMessage>,
     /// Its client's socket counts.
-    #[expect(dead_code, reason = "held, not read")]
     pub(super) accepted: Rc<Accepted>,
+    /// What its line tells of its handshake, if the access log was on then.
+    pub(super) asked: Option<Rest>,
 }
 
 impl Relayed {
@@ -65,17 +62,17 @@ impl Relayed {
         guards: Guards,
         drive: impl FnOnce(Entry) -> Driver,
     ) -> Self {
-        let route = guards.live.route();
+        let names = &entry.connection().facts.names;
         let labels = ConnectionLabels {
-            route: route.name.to_string(),
-            pool: route.pool_name.to_string(),
+            route: names.route.to_string(),
+            pool: names.pool.to_string(),
             backend: guards.counted.backend().id().to_owned(),
         };
         let metrics = &context.shared.metrics;
         metrics.connections_opened.get_or_create(&labels).inc();
         let shown = Held::new(metrics.connections.get_or_create_owned(&labels));
-        let id = context.shared.connection_id(entry.connection().serial);
-        debug!(connection = id, backend = labels.backend, "opened");
+        let id = |serial| context.shared.connection_id(serial);
+        debug!(connection = id(entry.connection().serial), backend = labels.backend, "opened");
         Self { driver: drive(entry), context, guards, _shown: shown }
     }
 
@@ -83,23 +80,29 @@ impl Relayed {
     fn write_down(&self, ended: &Ended) {
         let Ended { reason, cut, entry } = ended;
         let shared = &self.context.shared;
-        let route = self.guards.live.route();
-        shared.metrics.closed(&route.name, *reason, *cut);
         let connection = entry.connection();
+        let names = &connection.facts.names;
+        shared.metrics.closed(&names.route, *reason, *cut);
         let id = shared.connection_id(connection.serial);
         let backend = self.guards.counted.backend().id();
         let (messages_from_client, bytes_from_client) = connection.counts(Direction::FromClient);
         let (messages_from_backend, bytes_from_backend) = connection.counts(Direction::FromBackend);
+        let since = connection.facts.since;
+        let last_activity = self.context.table.time_of(connection.last_activity()).max(since);
+        let (since, now) = (unix_millis(since), unix_millis(SystemTime::now()));
         let line = ConnectionLine {
             kind: "connection",
-            time: unix_millis(SystemTime::now()),
+            time: now,
+            proxy: &shared.proxy_id,
             connection: &id,
             client: connection.facts.client,
-            route: &route.name,
-            pool: &route.pool_name,
+            listener: &self.guards.accepted.listener.label,
+            route: &names.route,
+            pool: &names.pool,
             backend,
-            key: connection.facts.key.as_deref(),
-            since: unix_millis(connection.facts.since),
+            since,
+            last_activity: unix_millis(last_activity),
+            duration_ms: now.saturating_sub(since),
             by: reason.by().label(),
             reason: reason.label(),
             code: reason.code(),
@@ -109,7 +112,7 @@ impl Relayed {
             messages_from_backend,
             bytes_from_backend,
         };
-        shared.access_log.record(&line);
+        shared.access_log.record(&line, self.guards.asked.as_ref());
         debug!(
             connection = id,
             route = line.route,
@@ -139,5 +142,18 @@ impl Future for Relayed {
         let ended = ready!(polled);
         self.write_down(&ended);
         Poll::Ready(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Blocks of tasks are multiples of 128 bytes; 104 of them are tokio's and the count of tasks.
+    #[test]
+    #[cfg(target_pointer_width = "64")]
+    fn its_task_fits_in_512_bytes() {
+        let left = 512 - 104 - size_of::<Relayed>();
+        assert!(left < 128, "{left} bytes are left");
     }
 }

@@ -40,11 +40,7 @@ impl Session {
         pool: &Pool,
         query: Option<&str>,
     ) -> Result<Self, Refused> {
-        let request = match route.learn {
-            Learn::Off => None,
-            Learn::SocketIo => Request::of(query),
-        };
-        let visit = match request {
+        let visit = match request_of(route, query) {
             None => return Ok(Self::None),
             Some(Request::Opens) => return Ok(Self::Opens),
             Some(Request::Of(id)) => pool.sessions().visit(id),
@@ -59,6 +55,34 @@ impl Session {
     /// Whether it says which backend it is.
     pub(super) fn is_learnt(&self) -> bool {
         matches!(self, Self::Of(_))
+    }
+}
+
+fn request_of<'a>(route: &RouteSettings, query: Option<&'a str>) -> Option<Request<'a>> {
+    match route.learn {
+        Learn::Off => None,
+        Learn::SocketIo => Request::of(query),
+    }
+}
+
+/// The session of a request, for who asks about one.
+#[derive(Clone, Debug)]
+pub(crate) enum Known {
+    /// It is of none, or begins one.
+    None,
+    /// Nobody here has learnt it.
+    Unknown,
+    /// It is at this backend, which may be lost.
+    At(Arc<Backend>),
+}
+
+impl Known {
+    /// Looks for the session of a request as [`Session::of`] does, and leaves it as it is.
+    pub(crate) fn of(route: &RouteSettings, pool: &Pool, query: Option<&str>) -> Self {
+        match request_of(route, query) {
+            None | Some(Request::Opens) => Self::None,
+            Some(Request::Of(id)) => pool.sessions().find(id).map_or(Self::Unknown, Self::At),
+        }
     }
 }
 
@@ -106,15 +130,21 @@ impl Held {
     }
 }
 
-/// Holds the session of a WebSocket that may open one with its first message.
-#[derive(Clone, Debug, Default)]
-pub(super) struct OfFirstMessage(Rc<OnceCell<Visit>>);
+/// Holds the session of a WebSocket, which lives as long as this does: the one that its handshake
+/// was of, or one that its first message opens.
+#[derive(Debug, Default)]
+pub(super) struct OfWebSocket(Rc<OnceCell<Visit>>);
 
-impl OfFirstMessage {
-    /// What is to be told of that message. The session is held as long as one of the clones of
-    /// this lives.
+impl From<Visit> for OfWebSocket {
+    fn from(visit: Visit) -> Self {
+        Self(Rc::new(visit.into()))
+    }
+}
+
+impl OfWebSocket {
+    /// What is to be told of the first message.
     pub(super) fn listen(&self, opening: Opening) -> FirstMessage {
-        let held = self.clone();
+        let held = Self(Rc::clone(&self.0));
         FirstMessage::new(move |text| {
             if let Some(opened) = engine_io::opened(text) {
                 held.0.get_or_init(|| opening.learn(&opened));

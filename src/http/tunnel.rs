@@ -9,6 +9,7 @@
 //! Whose turn it is to choose a backend, [`pool`](crate::pool) says: a key is placed from before
 //! its handshake goes out to the end of the relay.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -16,18 +17,17 @@ use std::time::{Duration, Instant, SystemTime};
 use http::header::{CONNECTION, HeaderValue, ORIGIN, UPGRADE};
 use http::{HeaderMap, Response, StatusCode, Version};
 use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 
 use super::body::{Reply, RequestBody};
 use super::forward::Answered;
-use super::gate::Gate;
 use super::head::RequestHead;
 use super::relayed::{Guards, Place, Relayed};
 use super::respond::Refused;
-use super::session::{self, OfFirstMessage, Session};
-use super::{Accepted, Context, Live, Route, Trace, headers, upstream};
+use super::session::{self, OfWebSocket, Session};
+use super::upstream::{self, Fresh, Shaken};
+use super::{Accepted, Context, Live, Route, Trace, headers};
 use crate::listen::Stream;
+use crate::observe::access_log::RequestRecord;
 use crate::pool::backend::{ConnectionGauge, Slot};
 use crate::pool::sessions::Visit;
 use crate::pool::{Backend, Choice, Moved, Placement, Pool, Stay};
@@ -54,13 +54,12 @@ pub(super) struct Handshake {
     pub(super) session: Session,
     /// The address of its client.
     pub(super) client: std::net::IpAddr,
-    /// Resolves to the client's stream once it has its 101.
-    pub(super) upgrade: OnUpgrade,
     /// The socket's guards.
     pub(super) accepted: Rc<Accepted>,
 }
 
-/// Makes the handshake with a backend, and has the relay begin once the client has its 101.
+/// Makes the handshake with a backend. The tunnel is to begin once the client has the answer, which
+/// is a 101 then; without a tunnel it is the backend's refusal.
 ///
 /// # Errors
 ///
@@ -71,15 +70,14 @@ pub(super) async fn open(
     route: &Arc<Route>,
     handshake: Handshake,
     trace: &mut Trace<'_>,
-) -> Result<Response<Reply>, Refused> {
+) -> Result<(Option<Tunnel>, Response<Reply>), Refused> {
     let began = Instant::now();
     check_origin(route, handshake.head.headers())?;
     let live = Live::of(route).ok_or(Refused::RouteFull)?;
     let opens_session = matches!(handshake.session, Session::Opens);
     let target = Target::new(&route.pool, handshake.key.as_ref(), handshake.session)?;
     let entry = context.table.enter(Facts {
-        route: Arc::clone(&route.name),
-        pool: Arc::clone(&route.pool_name),
+        names: Arc::clone(&route.names),
         key: handshake.key.as_ref().map(|key| target.key().unwrap_or_else(|| key.as_str().into())),
         client: handshake.client,
         since: SystemTime::now(),
@@ -90,22 +88,23 @@ pub(super) async fn open(
     let answered = opening.shake_hands().await;
     trace.note_backend(opening.target.backend());
     let (upstream, answer) = match answered? {
-        Answer::Refusal(response) => return Ok(response),
+        Answer::Refusal(response) => return Ok((None, response)),
         Answer::Switched(upstream, answer) => (upstream, answer),
     };
     entry.connection().set_backend(upstream.backend.shared_id());
-    context.shared.metrics.shook_hands(&route.name, began.elapsed());
+    route.handshakes.shook_hands(began.elapsed());
     let tunnel = Tunnel {
         context: Rc::clone(context),
         upstream,
         entry,
         live,
+        route: Arc::clone(route),
         place: opening.target.into_place(),
         accepted: handshake.accepted,
         opens_session,
+        record: trace.take_record(),
     };
-    context.tasks.spawn(tunnel.run(handshake.upgrade));
-    Ok(answer)
+    Ok((Some(tunnel), answer))
 }
 
 /// A browser tells from which site a script connects; others say nothing (RFC 6455 section 10.2).
@@ -127,7 +126,9 @@ enum Target {
 
 impl Target {
     fn new(pool: &Arc<Pool>, key: Option<&Key>, session: Session) -> Result<Self, Refused> {
-        if let Session::Of(visit) = session {
+        if let Session::Of(visit) = session
+            && !is_left_behind(pool, key, &visit)
+        {
             let place = key.and_then(|key| pool.place(key.as_str()).ok());
             let place = place.filter(|place| Arc::ptr_eq(place.backend(), visit.backend()));
             return Ok(Self::Session(visit, place.map(Box::new)));
@@ -159,8 +160,12 @@ impl Target {
         match self {
             Self::Placed(placement) => placement.slot(),
             Self::Anywhere(choice) => choice.slot(),
-            // Its session is there, full or not.
-            Self::Session(visit, _) => visit.backend().slot(0),
+            // Its session is there, full or not. A place that was taken with the choice of its key
+            // is this connection's, and no second one.
+            Self::Session(visit, place) => {
+                let taken = place.as_mut().and_then(|place| place.slot());
+                taken.or_else(|| visit.backend().slot(0))
+            }
         }
     }
 
@@ -170,7 +175,7 @@ impl Target {
             Self::Placed(placement) => Place { key: Some(placement), session: None },
             Self::Anywhere(_) => Place::default(),
             Self::Session(visit, place) => {
-                Place { key: place.map(|place| *place), session: Some(Box::new(visit)) }
+                Place { key: place.map(|place| *place), session: Some(visit.into()) }
             }
         }
     }
@@ -183,6 +188,14 @@ impl Target {
         }
     }
 
+    /// What is said where its backend was lost and there is no other for it.
+    fn is_nowhere(&self) -> Refused {
+        match self {
+            Self::Session(..) => Refused::SessionLost,
+            Self::Placed(_) | Self::Anywhere(_) => Refused::NoBackend,
+        }
+    }
+
     fn establish(&mut self) -> Result<(), Moved> {
         match self {
             Self::Placed(placement) => placement.establish(),
@@ -192,15 +205,27 @@ impl Target {
             }
             Self::Anywhere(_) => Ok(()),
             Self::Session(visit, _) if visit.backend().is_lost() => Err(Moved::Nowhere),
-            Self::Session(_, place) => {
-                // Where the key has moved meanwhile the session has not.
+            Self::Session(visit, place) => {
+                // Where the key has moved meanwhile the session has not, but for a drain, in which
+                // the key was closed, and whoever else was there with it.
                 if place.as_mut().is_some_and(|place| place.establish().is_err()) {
+                    if visit.backend().is_draining() {
+                        return Err(Moved::Nowhere);
+                    }
                     *place = None;
                 }
                 Ok(())
             }
         }
     }
+}
+
+/// Whether a session is at a backend that is drained, while its key lives elsewhere by now: the turn
+/// of that has come, and the session goes with it.
+fn is_left_behind(pool: &Pool, key: Option<&Key>, visit: &Visit) -> bool {
+    let placed = || pool.find(key?.as_str());
+    visit.backend().is_draining()
+        && placed().is_some_and(|placed| !Arc::ptr_eq(&placed.backend, visit.backend()))
 }
 
 /// A backend's side of a WebSocket that is open.
@@ -210,6 +235,7 @@ struct Upstream {
     read_ahead: Vec<u8>,
     reserved: ReservedBits,
     counted: ConnectionGauge,
+    subprotocol: Option<HeaderValue>,
 }
 
 /// What a backend says to a handshake.
@@ -233,27 +259,31 @@ impl Opening<'_> {
     /// Finds a backend that answers, and holds the place of the key there.
     async fn shake_hands(&mut self) -> Result<Answer, Refused> {
         for _ in 0..MOVES {
-            let sender = self.connect().await?;
-            let answer = self.ask(sender).await?;
+            // Where its key was closed for a drain: not before that has ended there.
+            if let Some(key) = self.target.key() {
+                self.route.pool.vacated(&key).await;
+            }
+            let fresh = self.connect().await?;
+            let answer = self.ask(fresh).await?;
             if let Answer::Refusal(_) = answer {
                 return Ok(answer);
             }
             match self.target.establish() {
                 Ok(()) => return Ok(answer),
                 Err(Moved::Elsewhere) => {}
-                Err(Moved::Nowhere) => return Err(Refused::NoBackend),
+                Err(Moved::Nowhere) => return Err(self.target.is_nowhere()),
             }
         }
         Err(Refused::NoBackend)
     }
 
-    async fn connect(&mut self) -> Result<upstream::Sender, Refused> {
+    async fn connect(&mut self) -> Result<Fresh, Refused> {
         loop {
             self.slot = Some(self.target.slot().ok_or(Refused::BackendFull)?);
             let backend = Arc::clone(self.target.backend());
             self.wait_for_turn(&backend).await?;
-            match upstream::connect(&self.route.pool, &backend, &self.context.tasks).await {
-                Ok(sender) => return Ok(sender),
+            match upstream::connect(&self.route.pool, &backend).await {
+                Ok(fresh) => return Ok(fresh),
                 Err(error) => {
                     self.context.note_connect_failure(&self.route.pool, &backend, &error);
                     self.target.next().map_err(|stay| match stay {
@@ -277,19 +307,21 @@ impl Opening<'_> {
 
     /// Sends the handshake and waits for the answer. All but an answer counts as a failure of the
     /// backend.
-    async fn ask(&mut self, mut sender: upstream::Sender) -> Result<Answer, Refused> {
+    async fn ask(&mut self, fresh: Fresh) -> Result<Answer, Refused> {
         let backend = Arc::clone(self.target.backend());
         let limit = self.route.pool.settings().handshake_timeout;
         let request = self.head.request(RequestBody::Empty);
         let in_flight = backend.handshake();
-        let answered = tokio::time::timeout(limit, sender.send_request(request)).await;
-        let outcome = match answered {
+        let handshake = fresh.shake_hands(request, &self.context.tasks);
+        let outcome = match tokio::time::timeout(limit, handshake).await {
             Err(_) => Err(Refused::TimedOut),
-            Ok(Err(_)) => Err(Refused::BrokeOff),
-            Ok(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                self.switch(response, &backend).await
+            Ok(None) => Err(Refused::BrokeOff),
+            Ok(Some(Shaken::Switched(response, stream, read_ahead))) => {
+                self.switch(response, stream, read_ahead, &backend)
             }
-            Ok(Ok(response)) => Ok(Answer::Refusal(Answered { response, in_flight }.passed_on())),
+            Ok(Some(Shaken::Refused(response))) => {
+                Ok(Answer::Refusal(Answered { response, in_flight }.passed_on()))
+            }
         };
         match &outcome {
             Ok(_) => self.route.pool.traffic_passed(&backend),
@@ -298,9 +330,11 @@ impl Opening<'_> {
         outcome
     }
 
-    async fn switch(
+    fn switch(
         &mut self,
-        mut response: Response<Incoming>,
+        response: Response<Incoming>,
+        stream: Stream,
+        read_ahead: Vec<u8>,
         backend: &Arc<Backend>,
     ) -> Result<Answer, Refused> {
         if response.version() != Version::HTTP_11 {
@@ -308,30 +342,26 @@ impl Opening<'_> {
         }
         let negotiated = handshake::check_response(response.headers(), self.head.headers())
             .map_err(|error| Refused::BadAnswer(error.to_string()))?;
-        let upgraded = hyper::upgrade::on(&mut response).await;
-        let parts = upgraded
-            .map_err(|_| Refused::BrokeOff)?
-            .downcast::<TokioIo<Stream>>()
-            .map_err(|_| Refused::BadAnswer("its stream is not ours".to_owned()))?;
         // It was taken before connecting.
         let slot = self.slot.take().ok_or(Refused::BackendFull)?;
         let upstream = Upstream {
             backend: Arc::clone(backend),
-            stream: parts.io.into_inner(),
-            read_ahead: parts.read_buf.to_vec(),
+            stream,
+            read_ahead,
             reserved: negotiated.reserved,
             counted: slot.connection(),
+            subprotocol: negotiated.subprotocol,
         };
-        Ok(Answer::Switched(upstream, switching(response.headers())))
+        Ok(Answer::Switched(upstream, switching(response.into_parts().0.headers)))
     }
 }
 
 /// The 101 for the client: the backend's, with the hop between us and the client said anew.
-fn switching(of_backend: &HeaderMap) -> Response<Reply> {
+fn switching(of_backend: HeaderMap) -> Response<Reply> {
     let mut response = Response::new(Reply::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let answer = response.headers_mut();
-    *answer = of_backend.clone();
+    *answer = of_backend;
     headers::remove_hop_by_hop(answer);
     headers::strip_steadfast(answer);
     answer.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
@@ -339,45 +369,59 @@ fn switching(of_backend: &HeaderMap) -> Response<Reply> {
     response
 }
 
+/// The tunnel that a client connection has come to, if it has. Boxed: few of those that wait for
+/// a request ever have one.
+#[derive(Default)]
+pub(super) struct Opened(Cell<Option<Box<Tunnel>>>);
+
+impl Opened {
+    pub(super) fn set(&self, tunnel: Option<Tunnel>) {
+        self.0.set(tunnel.map(Box::new));
+    }
+
+    pub(super) fn take(&self) -> Option<Box<Tunnel>> {
+        self.0.take()
+    }
+}
+
 /// A WebSocket that is open on the backend's side and not yet on the client's.
-struct Tunnel {
+pub(super) struct Tunnel {
     context: Rc<Context>,
     upstream: Upstream,
     entry: Entry,
     live: Live,
+    route: Arc<Route>,
     place: Place,
     accepted: Rc<Accepted>,
     /// Its first message may open a session.
     opens_session: bool,
+    /// For the access log, if that is on.
+    record: Option<Box<RequestRecord>>,
 }
 
 impl Tunnel {
-    /// Has the relay begin, in a task of its own, once the client has its 101.
-    async fn run(self, upgrade: OnUpgrade) {
-        let client = upgrade.await.ok().and_then(|upgraded| {
-            let parts = upgraded.downcast::<TokioIo<Gate>>().ok()?;
-            let (stream, behind) = parts.io.into_inner().into_parts();
-            // hyper took from the gate what came first.
-            Some((stream, [&parts.read_buf[..], &behind].concat()))
-        });
-        let Self { context, upstream, entry, live, place, accepted, opens_session } = self;
-        let route = Arc::clone(live.route());
-        let Some(client) = client else {
-            // Gone before it had its 101.
-            return context.shared.metrics.refuse(&route.name, "client_gone");
-        };
-        let Upstream { backend, stream, read_ahead, reserved, counted } = upstream;
-        let session = OfFirstMessage::default();
-        let first_message = opens_session.then(|| {
+    /// Its client was gone before it had its 101.
+    pub(super) fn give_up(self) {
+        self.context.shared.metrics.refuse(&self.route.names.route, "client_gone");
+    }
+
+    /// Has the relay begin, in a task of its own. `client` has its 101, and what it has sent behind
+    /// its handshake is `read_from_client`.
+    pub(super) fn begin(self, client: Stream, read_from_client: Vec<u8>) {
+        let Self { context, upstream, entry, live, route, mut place, .. } = self;
+        let Upstream { backend, stream, read_ahead, reserved, counted, subprotocol } = upstream;
+        let subprotocol = subprotocol.as_ref().and_then(|name| name.to_str().ok());
+        let asked = self.record.and_then(|record| record.into_rest(subprotocol));
+        let first_message = self.opens_session.then(|| {
             let (pool, client) = (Arc::clone(&route.pool), entry.connection().facts.client);
+            let session = place.session.insert(OfWebSocket::default());
             session.listen(session::Opening { pool, backend, client })
         });
-        let opened = first_message.is_some().then_some(session);
-        let guards = Guards { live, counted, place, opened, accepted };
+        let guards = Guards { live, counted, place, accepted: self.accepted, asked };
         let tasks = context.tasks.clone();
         let relayed = Relayed::begin(context, entry, guards, |entry| {
             let limits = route.relay_limits(reserved);
-            let backend = (stream, read_ahead);
+            let (client, backend) = ((client, read_from_client), (stream, read_ahead));
             Driver::new(entry, limits, client, backend, Arc::clone(&route.counts), nonce())
                 .telling(first_message)
         });

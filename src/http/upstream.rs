@@ -5,16 +5,22 @@
 //! servers, so that a request seldom meets one that is just being closed.
 
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use hyper::client::conn::http1::{self, SendRequest};
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{self, Connection, SendRequest};
 use hyper_util::rt::TokioIo;
 use tracing::debug;
 
 use super::body::RequestBody;
+use crate::listen::Stream;
 use crate::pool::{Backend, Pool, dial};
 use crate::shutdown::Tasks;
 
@@ -107,11 +113,7 @@ pub(super) fn keep_when_idle(
 ///
 /// The backend can't be reached within the pool's `connect_timeout`, or this machine has no port
 /// or descriptor left.
-pub(super) async fn connect(
-    pool: &Arc<Pool>,
-    backend: &Arc<Backend>,
-    tasks: &Tasks,
-) -> io::Result<Sender> {
+pub(super) async fn connect(pool: &Arc<Pool>, backend: &Arc<Backend>) -> io::Result<Fresh> {
     let settings = pool.settings();
     let address = backend.address();
     let (tls, timeout) = (settings.tls.as_ref(), settings.connect_timeout);
@@ -127,11 +129,70 @@ pub(super) async fn connect(
         .handshake(TokioIo::new(stream))
         .await
         .map_err(io::Error::other)?;
-    let id = backend.id().to_owned();
-    tasks.spawn(async move {
-        if let Err(error) = connection.with_upgrades().await {
-            debug!(backend = id, %error, "a connection to a backend ended");
+    Ok(Fresh { sender, connection, backend: backend.shared_id() })
+}
+
+/// A connection to a backend on which nothing was sent yet. Nothing goes on there unless it is
+/// driven.
+pub(super) struct Fresh {
+    sender: Sender,
+    connection: Connection<TokioIo<Stream>, RequestBody>,
+    backend: Arc<str>,
+}
+
+/// What a backend has said to a handshake.
+pub(super) enum Shaken {
+    /// 101: HTTP is over. The stream, and what was read from it behind the answer.
+    Switched(Response<Incoming>, Stream, Vec<u8>),
+    /// Anything else.
+    Refused(Response<Incoming>),
+}
+
+impl Fresh {
+    /// Has a task drive the connection from now on. It is closed once its sender is dropped.
+    pub(super) fn driven(self, tasks: &Tasks) -> Sender {
+        let Self { sender, connection, backend } = self;
+        tasks.spawn(async move {
+            if let Err(error) = connection.await {
+                debug!(%backend, %error, "a connection to a backend ended");
+            }
+        });
+        sender
+    }
+
+    /// Sends a handshake and waits for the answer; `None` if the backend broke off, or what it
+    /// said is no answer. Cancel safe: the connection is closed then.
+    ///
+    /// No task of its own drives the connection meanwhile, because after a 101 there is nothing left
+    /// to drive.
+    pub(super) async fn shake_hands(
+        self,
+        request: Request<RequestBody>,
+        tasks: &Tasks,
+    ) -> Option<Shaken> {
+        let Self { mut sender, mut connection, backend } = self;
+        let mut answer = pin!(sender.send_request(request));
+        let (answer, over) = poll_fn(|context| {
+            // What goes wrong here is told by the answer as well.
+            let over = connection.poll_without_shutdown(context).is_ready();
+            match answer.as_mut().poll(context) {
+                Poll::Ready(answer) => Poll::Ready((answer.ok(), over)),
+                Poll::Pending if over => Poll::Ready((None, over)),
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await;
+        let response = answer?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            if !over {
+                Self { sender, connection, backend }.driven(tasks);
+            }
+            return Some(Shaken::Refused(response));
         }
-    });
-    Ok(sender)
+        if !over {
+            poll_fn(|context| connection.poll_without_shutdown(context)).await.ok()?;
+        }
+        let parts = connection.into_parts();
+        Some(Shaken::Switched(response, parts.io.into_inner(), parts.read_buf.into()))
+    }
 }

@@ -54,6 +54,7 @@ impl Listener {
             // An address means itself: "[::]" takes IPv4 too only where it is not bound as well.
             socket.set_only_v6(!settings.bind.ip().is_unspecified())?;
         }
+        crate::tcp::prepare(&socket, settings.keepalive)?;
         socket.set_nonblocking(true)?;
         socket.bind(&settings.bind.into())?;
         socket.listen(BACKLOG)?;
@@ -176,7 +177,56 @@ impl Drop for Load {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use socket2::SockRef;
+
+    use super::super::ProxyProtocol;
     use super::*;
+
+    fn settings(bind: &str, keepalive: Duration) -> ListenerSettings {
+        let (soon, bind) = (Duration::from_secs(10), bind.parse().unwrap());
+        ListenerSettings {
+            name: None,
+            bind,
+            proxy_protocol: ProxyProtocol::Off,
+            certificates: Vec::new(),
+            tls_timeout: soon,
+            trusted: Vec::new(),
+            header_timeout: soon,
+            idle_timeout: soon,
+            head_bytes: 1024,
+            headers: 10,
+            connections: 0,
+            connections_per_ip: 0,
+            keepalive,
+        }
+    }
+
+    #[tokio::test]
+    async fn who_is_accepted_has_the_options_of_the_listener() {
+        let keepalive = Duration::from_secs(42);
+        for bind in ["127.0.0.1:0", "[::1]:0", "[::]:0"] {
+            for keepalive in [keepalive, Duration::ZERO] {
+                let listener = Listener::bind(settings(bind, keepalive)).unwrap();
+                let mut address = listener.address;
+                if address.ip().is_unspecified() {
+                    address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
+                }
+                let handle = listener.handle().unwrap();
+                let _client = std::net::TcpStream::connect(address).unwrap();
+                let (stream, _) = handle.accept().await.unwrap();
+                let socket = SockRef::from(&stream);
+                assert!(socket.tcp_nodelay().unwrap(), "{bind}");
+                assert_eq!(socket.keepalive().unwrap(), !keepalive.is_zero(), "{bind}");
+                if !keepalive.is_zero() {
+                    assert_eq!(socket.tcp_keepalive_time().unwrap(), keepalive, "{bind}");
+                    assert_eq!(socket.tcp_keepalive_interval().unwrap(), keepalive / 3, "{bind}");
+                    assert_eq!(socket.tcp_user_timeout().unwrap(), Some(keepalive), "{bind}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn few_connections_are_spread_exactly() {

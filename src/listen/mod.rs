@@ -1,7 +1,7 @@
 //! Sockets on which clients connect.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 
@@ -50,6 +50,14 @@ pub struct ListenerSettings {
     pub connections_per_ip: usize,
     /// TCP keep-alive, and how long sent bytes may stay unacknowledged (`TCP_USER_TIMEOUT`).
     pub keepalive: Duration,
+}
+
+impl ListenerSettings {
+    /// The certificate that expires first, and in how many days; `None`: no TLS.
+    pub fn first_to_expire(&self, now: SystemTime) -> Option<(&KeyPair, f64)> {
+        let with_days = self.certificates.iter().map(|pair| (pair, pair.days_left(now)));
+        with_days.min_by(|one, other| one.1.total_cmp(&other.1))
+    }
 }
 
 /// Whether connections begin with a PROXY protocol header.

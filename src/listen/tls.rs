@@ -7,7 +7,8 @@
 //! 2048 bits takes 0.8 ms, and all relays of the worker wait meanwhile. So a worker has
 //! [`Handshakes`]: it reads a client's first message without limit, since that costs little, then
 //! lets a bounded number into the handshake, and of those only a few are polled between two
-//! looks at the worker's sockets. The rest waits, in order of arrival, within its time-out.
+//! looks at the worker's sockets. The rest waits, in order of arrival, within its time-out; who
+//! has a place and leaves the others waiting for its next word loses it.
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -37,6 +38,10 @@ const UNDER_WAY: usize = 1024;
 /// How many of them may compute between two looks at the sockets: at 0.8 ms for the worst, relays
 /// wait 3 ms and not, as without a limit, for all that are ready.
 const PER_TURN: usize = 4;
+
+/// Once all places are taken, who has said nothing within its handshake for so long gives its own
+/// up. So whoever would hold them all must send hellos about as fast as the worker can answer them.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// The TLS of one listener.
 #[derive(Debug)]
@@ -142,23 +147,39 @@ impl Handshakes {
                 let buffer_limit = Some(tls::BUFFER_BYTES);
                 hello.into_stream_with(config, |tls| tls.set_buffer_limit(buffer_limit)).await
             };
-            let stream = self.paced(rest).await.map_err(TlsRefused::Failed)?;
-            Ok(Stream::TlsAccepted(Box::new(stream)))
+            let stream = self.paced(rest).await.ok_or(TlsRefused::TimedOut)?;
+            let stream = stream.map_err(TlsRefused::Failed)?;
+            Ok(Stream::Tls(Box::new(stream.into())))
         };
         timeout(limit, handshake).await.unwrap_or(Err(TlsRefused::TimedOut))
     }
 
-    /// Polls a future only when it is its turn.
-    async fn paced<F: Future>(self: &Rc<Self>, future: F) -> F::Output {
+    /// Polls a future only when it is its turn. `None`: it was silent, and others need its place.
+    async fn paced<F: Future>(self: &Rc<Self>, future: F) -> Option<F::Output> {
         let mut future = pin!(future);
         loop {
             self.turn().await;
             let polled = poll_fn(|context| Poll::Ready(future.as_mut().poll(context))).await;
             match polled {
-                Poll::Ready(output) => return output,
-                Poll::Pending => Woken::default().await,
+                Poll::Ready(output) => return Some(output),
+                Poll::Pending if self.is_silent().await && self.is_full() => return None,
+                // After a silence it is polled as well: the two may have come at once.
+                Poll::Pending => {}
             }
         }
+    }
+
+    /// Waits until the task is woken; true: by nothing but time.
+    async fn is_silent(&self) -> bool {
+        tokio::select! {
+            biased;
+            () = tokio::time::sleep(SILENCE) => true,
+            () = Woken::default() => false,
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.slots.available_permits() == 0
     }
 
     async fn turn(self: &Rc<Self>) {
@@ -200,9 +221,62 @@ impl Future for Woken {
 
 #[cfg(test)]
 mod tests {
+    use rcgen::PKCS_ECDSA_P256_SHA256;
+    use rustls::pki_types::ServerName;
+    use rustls::{ClientConfig, ClientConnection, RootCertStore};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
     use tokio::runtime::{Builder, LocalOptions};
 
     use super::*;
+    use crate::tls::tests::pair;
+
+    /// What a client begins with.
+    fn hello() -> Vec<u8> {
+        let config = ClientConfig::builder_with_provider(tls::provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(RootCertStore::empty())
+            .with_no_client_auth();
+        let name = ServerName::try_from("a.example").unwrap();
+        let mut client = ClientConnection::new(Arc::new(config), name).unwrap();
+        let mut hello = Vec::new();
+        client.write_tls(&mut hello).unwrap();
+        hello
+    }
+
+    #[test]
+    fn who_is_silent_within_its_handshake_gives_way_once_all_places_are_taken() {
+        const SOON: Duration = Duration::from_secs(10);
+        let mut builder = Builder::new_current_thread();
+        let runtime = builder.enable_all().build_local(LocalOptions::default()).unwrap();
+        runtime.block_on(async {
+            let handshakes = Handshakes::new(Tasks::default());
+            let handshakes = Rc::new(Handshakes { slots: Semaphore::new(1), ..handshakes });
+            let server = ServerTls::new(&[pair(&["a.example"], &PKCS_ECDSA_P256_SHA256)]);
+            let server = Rc::new(server.unwrap());
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let mut clients = Vec::new();
+            let mut accepted = Vec::new();
+            for _ in 0..3 {
+                let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+                let (stream, _) = listener.accept().await.unwrap();
+                let (handshakes, server) = (Rc::clone(&handshakes), Rc::clone(&server));
+                accepted.push(tokio::task::spawn_local(async move {
+                    handshakes.accept(&server, stream, 2 * SOON).await.map(drop)
+                }));
+                client.write_all(&hello()).await.unwrap();
+                // Each has its answer, though none of those before it goes on.
+                timeout(SOON, client.read_u8()).await.expect("it has a place").unwrap();
+                clients.push(client);
+            }
+            for gone in accepted.drain(..2) {
+                let refused = gone.await.unwrap().unwrap_err();
+                assert!(matches!(refused, TlsRefused::TimedOut), "{refused}");
+            }
+            assert!(!accepted[0].is_finished(), "nobody wants its place");
+        });
+    }
 
     #[test]
     fn between_two_looks_at_the_sockets_few_handshakes_compute() {
@@ -224,7 +298,7 @@ mod tests {
                         context.waker().wake_by_ref();
                         if flights == 2 { Poll::Ready(()) } else { Poll::Pending }
                     });
-                    handshakes.paced(handshake).await;
+                    assert!(handshakes.paced(handshake).await.is_some());
                 });
             }
             let mut seen = 0;

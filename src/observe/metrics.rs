@@ -8,14 +8,16 @@
 //! What others own (health, rings, placements, the load of workers) is read from them when the
 //! page is written: see [`Collect`].
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use http::StatusCode;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
@@ -31,6 +33,15 @@ use crate::ws::relay::Direction;
 pub struct ListenerLabel {
     /// Its name, or its address where it has none.
     pub listener: String,
+}
+
+/// The labels of drains.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct DrainLabels {
+    /// The pool's name.
+    pub pool: String,
+    /// For what the backend is drained.
+    pub reason: &'static str,
 }
 
 /// The label of a route.
@@ -157,6 +168,8 @@ pub struct Metrics {
     pub undeliverable: Family<ReasonLabel, Counter>,
     /// Changes of backends' states.
     pub backend_changes: Family<StateLabels, Counter>,
+    /// Causes for which backends were drained.
+    pub drains: Family<DrainLabels, Counter>,
     /// Failures of the proxy's own to connect: no port, no descriptor.
     pub own_failures: Counter,
     /// Lines of the access log that were dropped.
@@ -190,6 +203,7 @@ impl Metrics {
             injected: Family::default(),
             undeliverable: Family::default(),
             backend_changes: Family::default(),
+            drains: Family::default(),
             own_failures: Counter::default(),
             access_log_dropped: Counter::default(),
             reloads: Family::default(),
@@ -284,6 +298,7 @@ impl Metrics {
             "Changes of a backend's state",
             self.backend_changes.clone(),
         );
+        registry.register("drains", "Causes for drains of backends", self.drains.clone());
         registry.register(
             "own_failures",
             "Connects to backends that failed for want of a port or a descriptor",
@@ -295,21 +310,29 @@ impl Metrics {
             self.access_log_dropped.clone(),
         );
         registry.register(
+            "log_dropped_lines",
+            "Log events dropped because standard error was too slow",
+            super::stderr::dropped(),
+        );
+        registry.register(
             "build",
             "The running version",
             Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]),
         );
     }
 
-    /// The page that Prometheus reads, in the OpenMetrics text format.
+    /// The page that Prometheus reads.
     ///
     /// # Errors
     ///
     /// A metric can't be written as text: a fault of the program.
-    pub fn page(&self) -> Result<String, fmt::Error> {
+    pub fn page(&self, format: PageFormat) -> Result<String, fmt::Error> {
         let mut page = String::new();
         prometheus_client::encoding::text::encode(&mut page, &self.registry)?;
-        Ok(page)
+        Ok(match format {
+            PageFormat::OpenMetrics => page,
+            PageFormat::Text => as_text(&page),
+        })
     }
 
     /// The counters of a route's relays.
@@ -350,11 +373,24 @@ impl Metrics {
         self.refused.get_or_create(&labels).inc();
     }
 
-    /// Counts a client connection of a listener, until the guard is dropped.
-    pub fn accepted(&self, listener: &str) -> Held {
+    /// The counters of a listener.
+    pub fn of_listener(&self, listener: &str) -> ListenerCounts {
         let label = ListenerLabel { listener: listener.to_owned() };
-        self.accepted.get_or_create(&label).inc();
-        Held::new(self.clients.get_or_create_owned(&label))
+        ListenerCounts {
+            accepted: self.accepted.get_or_create_owned(&label),
+            clients: self.clients.get_or_create_owned(&label),
+        }
+    }
+
+    /// The counters of a route's handshakes.
+    pub fn handshake_counts(&self, route: &str) -> HandshakeCounts {
+        let (route, code) = (route.to_owned(), StatusCode::SWITCHING_PROTOCOLS.as_u16());
+        HandshakeCounts {
+            switched: self
+                .requests
+                .get_or_create_owned(&RequestLabels { route: route.clone(), code }),
+            seconds: self.handshake_seconds.get_or_create_owned(&RouteLabel { route }),
+        }
     }
 
     /// Notes that the config was read anew, and whether it took effect.
@@ -377,12 +413,84 @@ impl Metrics {
     pub fn undeliverable(&self, reason: &'static str) {
         self.undeliverable.get_or_create(&ReasonLabel { reason }).inc();
     }
+}
 
-    /// Notes how long a handshake of a route took.
-    pub fn shook_hands(&self, route: &str, took: Duration) {
-        let label = RouteLabel { route: route.to_owned() };
-        self.handshake_seconds.get_or_create(&label).observe(took.as_secs_f64());
+/// The counters of one listener.
+#[derive(Debug)]
+pub struct ListenerCounts {
+    accepted: Counter,
+    clients: Gauge,
+}
+
+impl ListenerCounts {
+    /// Counts a client connection, until the guard is dropped.
+    pub fn accepted(&self) -> Held {
+        self.accepted.inc();
+        Held::new(self.clients.clone())
     }
+}
+
+/// What a route counts of the handshakes that come to a 101.
+#[derive(Debug)]
+pub struct HandshakeCounts {
+    /// Of its answers, those with a 101.
+    pub switched: Counter,
+    seconds: Histogram,
+}
+
+impl HandshakeCounts {
+    /// Notes how long a handshake took.
+    pub fn shook_hands(&self, took: Duration) {
+        self.seconds.observe(took.as_secs_f64());
+    }
+}
+
+/// What a page is written in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PageFormat {
+    /// OpenMetrics 1.0.
+    OpenMetrics,
+    /// The text format of Prometheus, version 0.0.4.
+    Text,
+}
+
+impl PageFormat {
+    /// As it is called on the web.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Self::Text => "text/plain; version=0.0.4; charset=utf-8",
+        }
+    }
+}
+
+/// The older text format knows neither `info` nor an end, and families are called as their samples.
+fn as_text(page: &str) -> String {
+    let kinds = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+    let kinds: HashMap<&str, &str> = kinds.collect();
+    let mut text = String::with_capacity(page.len() + 1024);
+    for line in page.lines().filter(|line| *line != "# EOF") {
+        let comment = line.strip_prefix("# ").and_then(|rest| {
+            let (word, rest) = rest.split_once(' ')?;
+            let (family, rest) = rest.split_once(' ')?;
+            Some((word, family, rest))
+        });
+        match comment {
+            Some((word, family, rest)) => {
+                let (suffix, kind) = match kinds.get(family) {
+                    Some(&"counter") => ("_total", "counter"),
+                    Some(&"info") => ("_info", "gauge"),
+                    Some(kind) => ("", *kind),
+                    None => ("", "untyped"),
+                };
+                let rest = if word == "TYPE" { kind } else { rest };
+                text.push_str(&format!("# {word} {family}{suffix} {rest}"));
+            }
+            None => text.push_str(line),
+        }
+        text.push('\n');
+    }
+    text
 }
 
 /// A close code as a label. Codes are chosen by peers: only those that RFC 6455 and its registry
@@ -433,6 +541,8 @@ pub struct BackendSample {
     pub labels: BackendLabels,
     /// It is in service.
     pub in_service: bool,
+    /// It is drained.
+    pub draining: bool,
     /// Live WebSocket connections.
     pub connections: u64,
     /// Plain requests and handshakes under way.
@@ -450,6 +560,10 @@ pub struct WorkerSample {
     pub least: u64,
     /// Client connections of the most loaded.
     pub most: u64,
+    /// How long all of them together have been busy.
+    pub busy: Duration,
+    /// Which part of its time the busiest was busy of late, from 0 to 1.
+    pub busiest: f64,
 }
 
 /// Those who own what is read only when a page is written.
@@ -458,8 +572,12 @@ pub trait Collect: fmt::Debug + Send + Sync {
     fn backends(&self) -> Vec<BackendSample>;
     /// The workers.
     fn workers(&self) -> WorkerSample;
+    /// How long the certificates of each listener with TLS are valid, in days.
+    fn certificates(&self) -> Vec<(ListenerLabel, f64)>;
     /// Keys with live connections, by pool.
     fn placed_keys(&self) -> Vec<(String, u64)>;
+    /// Learnt sessions, by pool.
+    fn sessions(&self) -> Vec<(String, u64)>;
     /// Whether a pool has so few backends in service that it does not go by health.
     fn panicking(&self) -> Vec<(String, bool)>;
     /// The most open files, and how many connections that allows.
@@ -479,11 +597,19 @@ impl Collect for Nothing {
         WorkerSample::default()
     }
 
+    fn certificates(&self) -> Vec<(ListenerLabel, f64)> {
+        Vec::new()
+    }
+
     fn panicking(&self) -> Vec<(String, bool)> {
         Vec::new()
     }
 
     fn placed_keys(&self) -> Vec<(String, u64)> {
+        Vec::new()
+    }
+
+    fn sessions(&self) -> Vec<(String, u64)> {
         Vec::new()
     }
 
@@ -515,6 +641,12 @@ impl Collector for Collected {
         )?;
         gauges(
             &mut encoder,
+            "backend_draining",
+            "Whether a backend is drained, so that nothing new goes there",
+            samples(|backend| f64::from(u8::from(backend.draining))),
+        )?;
+        gauges(
+            &mut encoder,
             "backend_connections",
             "Live WebSocket connections of a backend",
             samples(|backend| backend.connections as f64),
@@ -538,12 +670,25 @@ impl Collector for Collected {
             "Keys with live connections",
             keys.map(|(pool, keys)| (PoolLabel { pool }, keys as f64)),
         )?;
+        let sessions = self.0.sessions().into_iter();
+        gauges(
+            &mut encoder,
+            "sessions",
+            "Learnt sessions",
+            sessions.map(|(pool, sessions)| (PoolLabel { pool }, sessions as f64)),
+        )?;
         let panicking = self.0.panicking().into_iter();
         gauges(
             &mut encoder,
             "pool_panicking",
             "Whether health is ignored because too few backends are in service",
             panicking.map(|(pool, is)| (PoolLabel { pool }, f64::from(u8::from(is)))),
+        )?;
+        gauges(
+            &mut encoder,
+            "certificate_days_left",
+            "Days until the first certificate of a listener expires",
+            self.0.certificates().into_iter(),
         )?;
         self.encode_process(&mut encoder)
     }
@@ -553,6 +698,20 @@ impl Collected {
     fn encode_process(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let workers = self.0.workers();
         let (descriptors, connections) = self.0.descriptors();
+        let busy = encoder.encode_descriptor(
+            "worker_busy_seconds",
+            "Time that workers spent on anything but waiting",
+            None,
+            MetricType::Counter,
+        )?;
+        ConstCounter::new(workers.busy.as_secs_f64()).encode(busy)?;
+        let busiest = encoder.encode_descriptor(
+            "worker_busy_ratio_most",
+            "Share of its time that the busiest worker was busy, in the last 5 seconds",
+            None,
+            MetricType::Gauge,
+        )?;
+        ConstGauge::new(workers.busiest).encode(busiest)?;
         for (name, help, value) in [
             ("workers", "Worker threads", workers.workers),
             (
@@ -592,4 +751,43 @@ fn gauges<L: EncodeLabelSet>(
         ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_peers_choose_does_not_grow_the_page() {
+        let metrics = Metrics::new(Box::new(Nothing));
+        for code in 0..=u16::MAX {
+            metrics.closed("all", CloseReason::ClientClosed(Some(code)), false);
+            metrics.closed("all", CloseReason::BackendClosed(Some(code)), false);
+        }
+        let page = metrics.page(PageFormat::OpenMetrics).unwrap();
+        let closes = page.lines().filter(|line| line.starts_with("steadfast_closes_total"));
+        assert_eq!(closes.count(), 2 * 15);
+    }
+
+    #[test]
+    fn the_older_format_has_the_same_samples_under_their_own_names() {
+        let metrics = Metrics::new(Box::new(Nothing));
+        metrics.refuse("all", "no_backend");
+        let page = metrics.page(PageFormat::OpenMetrics).unwrap();
+        let text = metrics.page(PageFormat::Text).unwrap();
+        let samples = |page: &str| {
+            let samples = page.lines().filter(|line| !line.starts_with('#'));
+            samples.map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(samples(&page), samples(&text));
+        for line in [
+            "# TYPE steadfast_refused_total counter",
+            "# HELP steadfast_refused_total Requests and connections that the proxy itself refused.",
+            "# TYPE steadfast_build_info gauge",
+            "# TYPE steadfast_workers gauge",
+        ] {
+            assert!(text.lines().any(|one| one == line), "{line}\n{text}");
+        }
+        assert!(!text.contains("EOF"));
+    }
 }

@@ -1,4 +1,7 @@
-//! What an operator sees: metrics and the access log.
+//! What an operator sees: metrics, log events and the access log.
 
 pub mod access_log;
+pub mod lines;
 pub mod metrics;
+pub mod rate;
+pub mod stderr;

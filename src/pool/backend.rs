@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
+use super::drain::{Drain, DrainCause, Drains};
 use super::spacing::Spacing;
 use super::verdict::{Policy, State, Transition, Verdict};
 use super::{BackendAddress, BackendSettings};
@@ -40,6 +41,7 @@ pub struct Backend {
     /// When it came into service, in milliseconds from `born` and one; 0: it always was.
     warm_since: AtomicU64,
     spacing: Mutex<Spacing>,
+    drains: Drains,
     counters: Counters,
 }
 
@@ -75,6 +77,7 @@ impl Backend {
             born: now,
             warm_since: AtomicU64::new(0),
             spacing: Mutex::default(),
+            drains: Drains::default(),
             counters: Counters::default(),
         }
     }
@@ -195,9 +198,38 @@ impl Backend {
         self.state() == State::InService
     }
 
+    /// Whether it is no longer in the config.
+    pub(super) fn has_left(&self) -> bool {
+        self.drain().is_some_and(|drain| drain.causes().any(|cause| cause == DrainCause::Removed))
+    }
+
     /// Whether nothing may stay here.
     pub fn is_lost(&self) -> bool {
         self.state() == State::Lost
+    }
+
+    /// Whether nothing new may go here, because it is taken out of service on purpose; reads one
+    /// atomic.
+    pub fn is_draining(&self) -> bool {
+        self.drains.is_on()
+    }
+
+    /// What it is drained for, since when, and how far that has come; `None` if it is not.
+    pub fn drain(&self) -> Option<Drain> {
+        self.drains.now()
+    }
+
+    pub(super) fn drains(&self) -> &Drains {
+        &self.drains
+    }
+
+    /// The word for how it is, in the HTTP API and for a person.
+    pub fn condition(&self) -> &'static str {
+        match self.state() {
+            State::Lost => State::Lost.as_str(),
+            _ if self.is_draining() => "draining",
+            state => state.as_str(),
+        }
     }
 
     /// When its state was reached; takes the verdict's lock.

@@ -10,6 +10,9 @@
 //! door on a backend that is still writing it. What the proxy could not do for want of its own
 //! means is no check at all, and nobody's fault but its own.
 //!
+//! Where there is an answer, of whatever status, its head may also say that the backend is about to
+//! go: `Steadfast-Drain: yes` has it drained for as long as its answers say so.
+//!
 //! What it costs: a connection per interval and backend, opened anew each time, since whether a
 //! connection can be opened is what is asked.
 
@@ -23,7 +26,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, StatusCode, header};
+use http::{HeaderMap, Request, StatusCode, header};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
@@ -36,6 +39,7 @@ use super::verdict::Check;
 use super::websocket_check;
 use super::{Backend, BackendAddress, CheckKind, HealthSettings, Pool};
 use crate::listen::Stream;
+use crate::observe::rate::{Allowed, allowed};
 use crate::ws::handshake::BadAnswer;
 
 /// How often the verdict is told the time.
@@ -47,9 +51,12 @@ const HEAD_BYTES: usize = 16 * 1024;
 /// How much of an answer's body is read before the connection is closed on it.
 const BODY_BYTES: usize = 64 * 1024;
 
+/// By which a backend says that it is about to go, with the value `yes`.
+const DRAIN: &str = "steadfast-drain";
+
 const USER_AGENT: &str = concat!("steadfast/", env!("CARGO_PKG_VERSION"));
 
-/// Watches one backend of `pool` until `stop` is done.
+/// Watches one backend of `pool` until `stop` is done, or it has left the config and has nothing.
 ///
 /// Reports to the pool, which tells its observer of changes. The address is read anew at each
 /// check; everything else is as `pool` has it, so a pool that was built anew is watched anew. Needs
@@ -58,16 +65,19 @@ pub async fn watch(pool: Arc<Pool>, backend: Arc<Backend>, stop: impl Future<Out
     tokio::select! {
         () = stop => {}
         never = check_for_ever(&pool, &backend) => match never {},
-        never = tick_for_ever(&pool, &backend) => match never {},
+        () = tick_till_it_left(&pool, &backend) => {}
     }
 }
 
-async fn tick_for_ever(pool: &Pool, backend: &Arc<Backend>) -> Infallible {
+async fn tick_till_it_left(pool: &Pool, backend: &Arc<Backend>) {
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let now = ticks.tick().await;
         pool.tick(backend, now.into_std());
+        if backend.has_left() && backend.slots() == 0 {
+            return;
+        }
     }
 }
 
@@ -86,7 +96,9 @@ async fn check_for_ever(pool: &Pool, backend: &Arc<Backend>) -> Infallible {
         if let (true, false, Err(error)) = (made_before, made, outcome) {
             // Once for all in a row: the counter tells how many.
             let (pool, backend) = (pool.name(), backend.id());
-            tracing::warn!(pool, backend, %error, "health checks can't be made");
+            if let Some(Allowed { suppressed }) = allowed!() {
+                tracing::warn!(pool, backend, %error, suppressed, "health checks can't be made");
+            }
         }
         let due = begin + jittered(health.interval, random.hash_one(number));
         begin = due.max(Instant::now());
@@ -95,8 +107,15 @@ async fn check_for_ever(pool: &Pool, backend: &Arc<Backend>) -> Infallible {
 }
 
 /// Reports what a check found, and tells whether it found anything.
-fn report(pool: &Pool, backend: &Arc<Backend>, outcome: &Result<(), CheckError>) -> bool {
+fn report(pool: &Pool, backend: &Arc<Backend>, outcome: &Result<Answer, CheckError>) -> bool {
     let now = Instant::now().into_std();
+    let drains = match outcome {
+        Ok(answer) => answer.drains,
+        Err(error) => error.drains(),
+    };
+    if let Some(drains) = drains {
+        pool.announced(backend, drains);
+    }
     let Err(error) = outcome else {
         pool.checked(backend, Check::Passed, &"", now);
         return true;
@@ -126,6 +145,19 @@ fn part(whole: Duration, random: u64) -> Duration {
     whole * thousandths / 1000
 }
 
+/// What a backend that is well has said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Answer {
+    /// Whether it is about to go; `None` where it says nothing in words.
+    pub drains: Option<bool>,
+}
+
+/// Whether the head of an answer says that the backend is about to go.
+pub(super) fn says_drain(headers: &HeaderMap) -> bool {
+    let says_yes = |value: &http::HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"yes");
+    headers.get_all(DRAIN).iter().any(says_yes)
+}
+
 /// Why a check found a backend unfit, or was none.
 #[derive(Debug)]
 pub enum CheckError {
@@ -136,7 +168,12 @@ pub enum CheckError {
     /// The connection broke, or what came was no HTTP.
     Broken(hyper::Error),
     /// The answer was another than 2xx, or than 101 where a WebSocket was asked for.
-    Status(StatusCode),
+    Status {
+        /// Which.
+        status: StatusCode,
+        /// Whether the backend says that it is about to go.
+        drains: bool,
+    },
     /// The 101 does not answer to the handshake.
     Handshake(BadAnswer),
     /// The WebSocket ended before the pong or the answer to the Close, or what came is no frame.
@@ -151,7 +188,18 @@ impl CheckError {
         match self {
             Self::Connect(error) if is_own_failure(error) => None,
             Self::Connect(error) if is_unreachable(error) => Some(Check::Unreachable),
+            Self::Connect(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                Some(Check::Refused)
+            }
             _ => Some(Check::Failed),
+        }
+    }
+
+    /// Whether the backend says that it is about to go; `None`: there was no answer that could.
+    fn drains(&self) -> Option<bool> {
+        match self {
+            Self::Status { drains, .. } => Some(*drains),
+            _ => None,
         }
     }
 }
@@ -162,7 +210,7 @@ impl fmt::Display for CheckError {
             Self::Connect(error) => write!(formatter, "connect failed: {error}"),
             Self::NoAnswer(timeout) => write!(formatter, "no answer within {timeout:?}"),
             Self::Broken(error) => write!(formatter, "no valid answer: {error}"),
-            Self::Status(status) => write!(formatter, "status {status}"),
+            Self::Status { status, .. } => write!(formatter, "status {status}"),
             Self::Handshake(error) => write!(formatter, "no valid handshake: {error}"),
             Self::Talk(error) => write!(formatter, "the WebSocket failed: {error}"),
             Self::Path(error) => write!(formatter, "the path can't be asked for: {error}"),
@@ -181,16 +229,21 @@ pub async fn check(
     health: &HealthSettings,
     address: &BackendAddress,
     tls: Option<&BackendTls>,
-) -> Result<(), CheckError> {
+) -> Result<Answer, CheckError> {
     let deadline = Instant::now() + health.timeout;
     let stream = dial::open(address, tls, health.timeout, Duration::ZERO);
     let stream = stream.await.map_err(CheckError::Connect)?;
     match &health.kind {
         CheckKind::Http { path } => {
             let request = request(path, address).map_err(CheckError::Path)?;
-            let status = get(stream, request, deadline);
-            let status = status.await?.ok_or(CheckError::NoAnswer(health.timeout))?;
-            if status.is_success() { Ok(()) } else { Err(CheckError::Status(status)) }
+            let answered = get(stream, request, deadline);
+            let answered = answered.await?.ok_or(CheckError::NoAnswer(health.timeout))?;
+            let (status, drains) = answered;
+            if status.is_success() {
+                Ok(Answer { drains: Some(drains) })
+            } else {
+                Err(CheckError::Status { status, drains })
+            }
         }
         CheckKind::WebSocket { path } => {
             let host = address.to_string();
@@ -198,7 +251,7 @@ pub async fn check(
             let talked = timeout_at(deadline, talked).await;
             talked.unwrap_or(Err(CheckError::NoAnswer(health.timeout)))
         }
-        CheckKind::Tcp | CheckKind::Off => Ok(()),
+        CheckKind::Tcp | CheckKind::Off => Ok(Answer::default()),
     }
 }
 
@@ -211,12 +264,13 @@ fn request(path: &str, address: &BackendAddress) -> Result<Request<Empty<Bytes>>
         .body(Empty::new())
 }
 
-/// Asks, and tells the status of the answer; `None` if it did not come in time.
+/// Asks, and tells the status of the answer and whether it says that the backend is about to go;
+/// `None` if it did not come in time.
 async fn get(
     stream: Stream,
     request: Request<Empty<Bytes>>,
     deadline: Instant,
-) -> Result<Option<StatusCode>, CheckError> {
+) -> Result<Option<(StatusCode, bool)>, CheckError> {
     let mut http = http1::Builder::new();
     http.max_buf_size(HEAD_BYTES);
     let (mut sender, connection) =
@@ -226,14 +280,14 @@ async fn get(
             return Ok(None);
         };
         let response = response.map_err(CheckError::Broken)?;
-        let status = response.status();
+        let said = (response.status(), says_drain(response.headers()));
         // Whatever comes of the body, and whether it comes in time: the head has said it all.
         drop(timeout_at(deadline, read_some(response.into_body())).await);
-        Ok(Some(status))
+        Ok(Some(said))
     };
     let mut answer = pin!(answer);
     tokio::select! {
-        status = &mut answer => return status,
+        said = &mut answer => return said,
         // The backend has closed, as it was asked to; what it said is on its way to us.
         _ = connection => {}
     }
@@ -264,7 +318,7 @@ mod tests {
     use super::super::dial::tests::{Refusing, Silent};
     use super::super::tests::{backend_settings, settings};
     use super::super::verdict::{Cause, TRY_AGAIN};
-    use super::super::{BackendEvent, BackendSettings, State};
+    use super::super::{BackendEvent, BackendSettings, Event, State};
     use super::*;
 
     const SOON: Duration = Duration::from_secs(10);
@@ -302,7 +356,7 @@ mod tests {
         (address, serving)
     }
 
-    async fn answered(answer: &'static [u8], timeout: Duration) -> Result<(), CheckError> {
+    async fn answered(answer: &'static [u8], timeout: Duration) -> Result<Answer, CheckError> {
         let (address, _serving) = server(answer).await;
         check(&health(http(), timeout), &BackendAddress::Ip(address), None).await
     }
@@ -330,6 +384,23 @@ mod tests {
             let outcome = answered(healthy, Duration::from_millis(300)).await;
             assert!(outcome.is_ok(), "{outcome:?} {:?}", String::from_utf8_lossy(healthy));
         }
+    }
+
+    #[tokio::test]
+    async fn a_backend_says_that_it_goes_whatever_its_status() {
+        for (answer, says) in [
+            (&b"HTTP/1.1 200 OK\r\nSteadfast-Drain: yes\r\n\r\n"[..], Some(true)),
+            (b"HTTP/1.1 204 No Content\r\nsteadfast-drain: YES\r\n\r\n", Some(true)),
+            (b"HTTP/1.1 200 OK\r\nSteadfast-Drain: no\r\n\r\n", Some(false)),
+            (b"HTTP/1.1 200 OK\r\n\r\n", Some(false)),
+        ] {
+            assert_eq!(answered(answer, SOON).await.unwrap().drains, says);
+        }
+        let going = b"HTTP/1.1 503 Going\r\nSteadfast-Drain: yes\r\n\r\n";
+        assert_eq!(answered(going, SOON).await.unwrap_err().drains(), Some(true));
+        let out = b"HTTP/1.1 503 Out\r\n\r\n";
+        assert_eq!(answered(out, SOON).await.unwrap_err().drains(), Some(false));
+        assert_eq!(answered(b"nonsense\r\n\r\n", SOON).await.unwrap_err().drains(), None);
     }
 
     #[tokio::test]
@@ -378,7 +449,7 @@ mod tests {
         for kind in [CheckKind::Tcp, http()] {
             let address = BackendAddress::Ip(refusing.address);
             let refused = check(&health(kind.clone(), SOON), &address, None).await.unwrap_err();
-            assert_eq!(refused.finding(), Some(Check::Failed), "{refused}");
+            assert_eq!(refused.finding(), Some(Check::Refused), "{refused}");
             let address = BackendAddress::Ip(silent.address);
             let unreachable = check(&health(kind, short), &address, None).await.unwrap_err();
             assert_eq!(unreachable.finding(), Some(Check::Unreachable), "{unreachable}");
@@ -425,7 +496,12 @@ mod tests {
             backend_settings("b", 1),
         ];
         let settings = super::super::PoolSettings { health, ..settings(backends, CheckKind::Off) };
-        let pool = Pool::new(settings, Arc::new(move |event| drop(tell.try_send(event.clone()))));
+        let observer = move |event: &Event| {
+            if let Event::Backend(event) = event {
+                drop(tell.try_send(event.clone()));
+            }
+        };
+        let pool = Pool::new(settings, Arc::new(observer));
         (pool, events)
     }
 

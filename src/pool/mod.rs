@@ -8,6 +8,8 @@
 //! - `table.rs`: where is a key that has connections? Not necessarily where the ring names now:
 //!   its state is in the memory of the backend on which it began.
 //!
+//! A fourth is asked of an operator: what is to leave (`drain.rs`)?
+//!
 //! A [`Pool`] puts them together. A connection with a key gets a [`Placement`]: where the key is
 //! placed, unless that backend is lost, else the first on the ring that may have it. A plain
 //! request, or a connection without a key, gets a [`Choice`], which is the same without holding
@@ -29,6 +31,7 @@ pub mod backend;
 pub mod balance;
 pub mod choose;
 pub mod dial;
+pub mod drain;
 pub mod health;
 pub mod placement;
 pub mod ring;
@@ -44,11 +47,12 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 pub use self::backend::Backend;
 pub use self::choose::Choice;
+pub use self::drain::{Clearing, DrainCause, DrainChange};
 pub use self::placement::Placement;
 pub use self::table::{Moved, PlacedKey, Stay};
 pub use self::verdict::State;
@@ -90,11 +94,35 @@ pub struct BackendEvent {
     pub detail: String,
 }
 
-/// Is told of every change of a backend's state, by whatever thread caused it.
+/// A panic of a pool that begins or ends: whether health is believed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PanicEvent {
+    /// The name of the pool.
+    pub pool: String,
+    /// Whether it panics now.
+    pub panicking: bool,
+    /// How many of its backends are in service.
+    pub in_service: usize,
+    /// How many it has.
+    pub backends: usize,
+}
+
+/// What an [`Observer`] is told of.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// The state of a backend has changed.
+    Backend(BackendEvent),
+    /// With that, or with other settings, a panic has begun or ended.
+    Panic(PanicEvent),
+    /// A backend is drained, or no longer, or for another cause.
+    Drain(DrainChange, Clearing),
+}
+
+/// Is told of every change of a backend's state, of panics and of drains, by whatever thread caused it.
 ///
 /// Called after the change holds, without a lock; must not block. Events of one backend come in
 /// order as far as checks cause them; traffic on two threads may cross.
-pub type Observer = Arc<dyn Fn(&BackendEvent) + Send + Sync>;
+pub type Observer = Arc<dyn Fn(&Event) + Send + Sync>;
 
 /// A set of interchangeable backends, and how one of them is chosen.
 pub struct Pool {
@@ -104,12 +132,24 @@ pub struct Pool {
     ring: Ring,
     placements: Arc<Placements>,
     sessions: Arc<Sessions>,
+    /// Backends that left the config; those that nothing holds any more are gone.
+    departed: Vec<Weak<Backend>>,
     /// Counts what comes without a place.
     turn: AtomicU64,
     /// Keeps this proxy's chance from being that of another.
     seed: u64,
     rotation: Mutex<Rotation>,
+    /// The panic that the observer was last told of.
+    told_panic: Arc<Mutex<bool>>,
     observer: Observer,
+}
+
+/// What outlives the reload of a pool, beside its backends.
+#[derive(Default)]
+struct Shared {
+    placements: Arc<Placements>,
+    sessions: Arc<Sessions>,
+    told_panic: Arc<Mutex<bool>>,
 }
 
 impl Pool {
@@ -120,7 +160,7 @@ impl Pool {
         let backends = settings.backends.iter();
         let backends = backends.map(|one| Arc::new(Backend::new(one.clone(), policy, now)));
         let backends = backends.collect();
-        Self::assemble(settings, backends, Arc::default(), Arc::default(), observer)
+        Self::assemble(settings, backends, Shared::default(), Vec::new(), observer)
     }
 
     /// Builds a pool of other settings that takes over what this one knows.
@@ -128,30 +168,55 @@ impl Pool {
     /// Backends of the same id are shared, with verdict, counts and connections; that they have
     /// another address or policy now holds at once, for this pool too. Placements are shared,
     /// also those at backends that are gone from the settings, which keep them until they end.
+    ///
+    /// Backends that are gone are drained from now on, and those that are back no longer: to be
+    /// called when nothing can keep the settings from coming into force.
     pub fn rebuild(&self, settings: PoolSettings) -> Arc<Self> {
         let now = Instant::now();
         let policy = Policy::from(&settings.health);
         let mut backends = Vec::with_capacity(settings.backends.len());
+        let mut left: Vec<Arc<Backend>> = self.backends.clone();
+        left.extend(self.departed());
         for one in &settings.backends {
-            if let Some(known) = self.backend(&one.id) {
+            if let Some(index) = left.iter().position(|known| known.id() == one.id) {
+                let known = left.swap_remove(index);
                 known.reconfigure(one, policy);
-                backends.push(Arc::clone(known));
+                backends.push(known);
             } else {
                 backends.push(Arc::new(Backend::newcomer(one.clone(), policy, now)));
             }
         }
-        let (placements, observer) = (Arc::clone(&self.placements), Arc::clone(&self.observer));
-        let sessions = Arc::clone(&self.sessions);
-        Self::assemble(settings, backends, placements, sessions, observer)
+        let shared = Shared {
+            placements: Arc::clone(&self.placements),
+            sessions: Arc::clone(&self.sessions),
+            told_panic: Arc::clone(&self.told_panic),
+        };
+        let departed = left.iter().map(Arc::downgrade).collect();
+        let kind = settings.health.kind.clone();
+        let observer = Arc::clone(&self.observer);
+        let pool = Self::assemble(settings, backends, shared, departed, observer);
+        for backend in &pool.backends {
+            pool.undrain(backend, DrainCause::Removed);
+            // What no check can take back any more.
+            if !kind.has_answers() {
+                pool.undrain(backend, DrainCause::Backend);
+            }
+            if kind == CheckKind::Off {
+                pool.undrain(backend, DrainCause::Refusing);
+            }
+        }
+        left.iter().for_each(|backend| pool.drain(backend, DrainCause::Removed));
+        pool
     }
 
     fn assemble(
         settings: PoolSettings,
         backends: Vec<Arc<Backend>>,
-        placements: Arc<Placements>,
-        sessions: Arc<Sessions>,
+        shared: Shared,
+        departed: Vec<Weak<Backend>>,
         observer: Observer,
     ) -> Arc<Self> {
+        let Shared { placements, sessions, told_panic } = shared;
         let on_ring =
             if settings.balance == Balance::ConsistentHash { &settings.backends[..] } else { &[] };
         let ring = Ring::new(on_ring.iter().map(|one| (one.id.as_str(), one.weight)));
@@ -161,9 +226,11 @@ impl Pool {
             ring,
             placements,
             sessions,
+            departed,
             turn: AtomicU64::new(0),
             seed: u64::from_ne_bytes(crate::random::bytes()),
             rotation: Mutex::default(),
+            told_panic,
             observer,
         })
     }
@@ -231,8 +298,18 @@ impl Pool {
         if check != Check::Passed {
             backend.counters().check_failures.fetch_add(1, Ordering::Relaxed);
         }
-        let transition = backend.judge(|verdict| verdict.checked(check, now));
+        let mut is_refusing = false;
+        let transition = backend.judge(|verdict| {
+            let transition = verdict.checked(check, now);
+            is_refusing = verdict.is_refusing();
+            transition
+        });
         self.tell(backend, transition, detail);
+        if is_refusing && backend.connections() > 0 {
+            self.drain(backend, DrainCause::Refusing);
+        } else if check == Check::Passed && backend.in_service() {
+            self.undrain(backend, DrainCause::Refusing);
+        }
     }
 
     /// Takes a connect or a handshake of a client that `backend` failed; `detail` says how.
@@ -256,11 +333,16 @@ impl Pool {
     /// Lets time decide on `backend`; to be called about every second, with or without checks.
     pub fn tick(&self, backend: &Arc<Backend>, now: Instant) {
         let other = |one: &&Arc<Backend>| !Arc::ptr_eq(one, backend);
-        // In a panic the checks are not believed, so nobody is given up for what they say.
-        let another_serves =
-            !self.is_panicking() && self.backends.iter().filter(other).any(|one| one.in_service());
+        let serves = |one: &Arc<Backend>| one.in_service() && !one.is_draining();
+        // In a panic the checks are not believed, so nobody is given up for what they say; and who
+        // refuses while his connections live is there.
+        let another_serves = !self.is_panicking()
+            && !Self::is_refusing(backend)
+            && self.backends.iter().filter(other).any(serves);
         let transition = backend.judge(|verdict| verdict.tick(now, another_serves));
         self.tell(backend, transition, &"");
+        // Other settings may have brought it about.
+        self.tell_panic();
     }
 
     fn tell(
@@ -270,12 +352,35 @@ impl Pool {
         detail: &dyn fmt::Display,
     ) {
         let Some(transition) = transition else { return };
-        (self.observer)(&BackendEvent {
+        (self.observer)(&Event::Backend(BackendEvent {
             pool: self.settings.name.clone(),
             backend: Arc::clone(backend),
             transition,
             detail: detail.to_string(),
-        });
+        }));
+        self.tell_panic();
+        if transition.to == State::Lost {
+            self.forget_announcements(backend);
+        }
+    }
+
+    /// Tells of a panic that began or ended since this was last called.
+    fn tell_panic(&self) {
+        let panicking = {
+            // Looked at under the lock: the last to come sees all that happened before.
+            let mut told = self.told_panic.lock().unwrap_or_else(PoisonError::into_inner);
+            let panicking = self.is_panicking();
+            if std::mem::replace(&mut *told, panicking) == panicking {
+                return;
+            }
+            panicking
+        };
+        (self.observer)(&Event::Panic(PanicEvent {
+            pool: self.settings.name.clone(),
+            panicking,
+            in_service: self.backends.iter().filter(|backend| backend.in_service()).count(),
+            backends: self.backends.len(),
+        }));
     }
 
     /// Its name.
@@ -354,6 +459,8 @@ pub struct PoolSettings {
     pub connect_timeout: Duration,
     /// Until a backend has answered a WebSocket handshake.
     pub handshake_timeout: Duration,
+    /// Over how long the drain of a backend spreads its closes; zero: all at once.
+    pub drain_timeout: Duration,
     /// TCP keep-alive to backends, and `TCP_USER_TIMEOUT`.
     pub keepalive: Duration,
     /// How TLS is made with them; `None`: plain TCP.
@@ -459,6 +566,13 @@ pub enum CheckKind {
     Off,
 }
 
+impl CheckKind {
+    /// Whether a backend answers in words, which may say that it goes.
+    fn has_answers(&self) -> bool {
+        matches!(self, Self::Http { .. } | Self::WebSocket { .. })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
@@ -484,6 +598,7 @@ mod tests {
             max_connections: 0,
             connect_timeout: Duration::from_secs(2),
             handshake_timeout: Duration::from_secs(10),
+            drain_timeout: Duration::from_secs(60),
             keepalive: Duration::from_secs(30),
             tls: None,
             backends,
@@ -544,7 +659,11 @@ mod tests {
         let told = Arc::new(Mutex::new(Vec::new()));
         let tell = Arc::clone(&told);
         let backends = ids.iter().map(|id| backend_settings(id, 1)).collect();
-        let observer: Observer = Arc::new(move |event| tell.lock().unwrap().push(event.clone()));
+        let observer: Observer = Arc::new(move |event| {
+            if let Event::Backend(event) = event {
+                tell.lock().unwrap().push(event.clone());
+            }
+        });
         (Pool::new(settings(backends, CheckKind::Tcp), observer), told)
     }
 
@@ -578,6 +697,44 @@ mod tests {
         assert!(told.iter().all(|event| event.pool == "p" && event.backend.id() == "a"));
         assert_eq!(a.counters().check_failures.load(Ordering::Relaxed), 4);
         assert_eq!(a.counters().traffic_failures.load(Ordering::Relaxed), 5);
+    }
+
+    #[test]
+    fn a_panic_is_told_when_it_begins_and_when_it_ends() {
+        let told: Arc<Mutex<Vec<PanicEvent>>> = Arc::default();
+        let tell = Arc::clone(&told);
+        let observer: Observer = Arc::new(move |event| {
+            if let Event::Panic(event) = event {
+                tell.lock().unwrap().push(event.clone());
+            }
+        });
+        let backends = ["a", "b", "c"].map(|id| backend_settings(id, 1));
+        let mut settings = settings(backends.to_vec(), CheckKind::Tcp);
+        settings.health.panic_threshold = 0.5;
+        let pool = Pool::new(settings.clone(), observer);
+        let now = Instant::now();
+        let report = |pool: &Arc<Pool>, index: usize, check, times| {
+            let backend = &pool.backends()[index];
+            (0..times).for_each(|_| pool.checked(backend, check, &"", now));
+        };
+        let seen = || {
+            let told = std::mem::take(&mut *told.lock().unwrap());
+            told.iter().map(|event| (event.panicking, event.in_service)).collect::<Vec<_>>()
+        };
+        report(&pool, 0, Check::Failed, policy().fall);
+        assert_eq!(seen(), []);
+        report(&pool, 1, Check::Failed, policy().fall);
+        report(&pool, 2, Check::Failed, policy().fall);
+        assert_eq!(seen(), [(true, 1)], "once");
+        report(&pool, 0, Check::Passed, policy().rise);
+        assert_eq!(seen(), []);
+        report(&pool, 1, Check::Passed, policy().rise);
+        assert_eq!(seen(), [(false, 2)]);
+        // Other settings count from the next second on.
+        settings.health.panic_threshold = 0.9;
+        let rebuilt = pool.rebuild(settings);
+        rebuilt.tick(&rebuilt.backends()[0], now);
+        assert_eq!(seen(), [(true, 2)]);
     }
 
     #[test]

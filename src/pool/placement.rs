@@ -11,16 +11,30 @@
 
 use std::cell::RefCell;
 use std::fmt;
+use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::timeout;
 
 use super::backend::Slot;
 use super::table::{Moved, Phase, PlacedKey, Stay, Table, Ticket};
 use super::{Backend, NoBackend, Pool, ring};
 
+/// How long a key that was let go keeps those waiting who come for it. A backend that does not
+/// answer a Close is cut later than that.
+const VACATED_WITHIN: Duration = Duration::from_secs(2);
+
 /// Where the keys of a pool are; outlives the reload of its pool.
 #[derive(Debug, Default)]
 pub(super) struct Placements {
     table: Mutex<Table>,
+    /// Keys that are leaving; written while the table is locked, and zero but for drains.
+    leaving: AtomicUsize,
+    /// Tells of each key that has left.
+    left: Notify,
 }
 
 impl Placements {
@@ -30,6 +44,49 @@ impl Placements {
 
     pub(super) fn list(&self) -> Vec<PlacedKey> {
         self.lock().list()
+    }
+
+    pub(super) fn keys_at(&self, backend: &Arc<Backend>) -> Vec<Arc<str>> {
+        self.lock().keys_at(backend)
+    }
+
+    pub(super) fn let_go(&self, keys: &[Arc<str>], backend: &Arc<Backend>) {
+        self.change(|table| table.let_go(keys, backend));
+    }
+
+    /// See [`Pool::vacated`].
+    pub(super) async fn vacated(&self, key: &str) {
+        if self.leaving.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        let vacated = async {
+            loop {
+                let mut left = pin!(self.left.notified());
+                // From now on none is missed.
+                left.as_mut().enable();
+                if !self.lock().is_leaving(key) {
+                    return;
+                }
+                left.await;
+            }
+        };
+        // Who waits for so long goes on all the same.
+        let _ = timeout(VACATED_WITHIN, vacated).await;
+    }
+
+    /// Changes the table, and tells those that wait if a key has left.
+    fn change<T>(&self, change: impl FnOnce(&mut Table) -> T) -> T {
+        let mut table = self.lock();
+        let changed = change(&mut table);
+        let (before, now) = (self.leaving.load(Ordering::Relaxed), table.leaving());
+        if before != now {
+            self.leaving.store(now, Ordering::Release);
+        }
+        drop(table);
+        if now < before {
+            self.left.notify_waiters();
+        }
+        changed
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -111,7 +168,8 @@ impl Placement {
         };
         choices.tried.push(Arc::clone(&self.ticket.backend));
         let choices = &*choices;
-        self.placements.lock().go_on(&mut self.ticket, &|tried| choices.choose(tried))?;
+        let ticket = &mut self.ticket;
+        self.placements.change(|table| table.go_on(ticket, &|tried| choices.choose(tried)))?;
         if choices.tried.iter().any(|one| Arc::ptr_eq(one, &self.ticket.backend)) {
             return Err(Stay::NoneLeft);
         }
@@ -126,14 +184,15 @@ impl Placement {
     ///
     /// [`Moved::Elsewhere`] if the key is on another backend by now: the answer is void, its
     /// upstream is to be dropped, and [`backend`](Self::backend) names where to begin again. That
-    /// happens if others could not connect here while this one waited, or if the backend was lost;
-    /// it can happen again there, so the caller counts. [`Moved::Nowhere`] if the backend was lost
+    /// happens if others could not connect here while this one waited, if the backend was lost, or
+    /// if it is drained and the key was let go; it can happen again there, so the caller counts. [`Moved::Nowhere`] if the backend was lost
     /// and no other is in service.
     pub fn establish(&mut self) -> Result<(), Moved> {
         let Some(choices) = &self.choices else {
             return Ok(());
         };
-        self.placements.lock().establish(&mut self.ticket, &|tried| choices.choose(tried))?;
+        let ticket = &mut self.ticket;
+        self.placements.change(|table| table.establish(ticket, &|tried| choices.choose(tried)))?;
         self.choices = None;
         Ok(())
     }
@@ -157,7 +216,8 @@ impl Placement {
 impl Drop for Placement {
     fn drop(&mut self) {
         let phase = if self.is_live() { Phase::Live } else { Phase::UnderWay };
-        self.placements.lock().leave(&self.ticket, phase);
+        let ticket = &mut self.ticket;
+        self.placements.change(|table| table.leave(ticket, phase));
     }
 }
 

@@ -1,6 +1,7 @@
 //! Which backends may have something new, and which of them gets it.
 //!
-//! Everything that has a say comes together here: health, or its absence in a panic; the limit of
+//! Everything that has a say comes together here: health, or its absence in a panic; a drain, which
+//! holds in a panic too; the limit of
 //! connections; where no key decides, the pool's rule (`balance.rs`); and where one does, the
 //! ring, whose walk passes over who is full, over its bound of load, or not warm enough for this
 //! key after coming back. Whoever has none of that left for him is not sent away for it: bounds
@@ -39,6 +40,14 @@ impl Pool {
         }
         let healthy = self.backends.iter().filter(|backend| backend.in_service()).count();
         (healthy as f64) < threshold * self.backends.len() as f64
+    }
+
+    /// Whether any backend may have something new, full or not.
+    pub fn serves(&self) -> bool {
+        let tried = &[];
+        let (panicking, demand) = (self.is_panicking(), Demand::Request);
+        let open = Open { pool: self, panicking, tried, demand };
+        self.backends.iter().any(|backend| open.serves(backend))
     }
 
     /// Chooses a backend for a connection and takes its place there, but none of `tried`.
@@ -84,17 +93,7 @@ impl Pool {
     /// Why nothing could be chosen.
     pub(super) fn no_backend(&self) -> NoBackend {
         let pool = self.settings.name.clone();
-        let open = Open {
-            pool: self,
-            panicking: self.is_panicking(),
-            tried: &[],
-            demand: Demand::Request,
-        };
-        if self.backends.iter().any(|backend| open.serves(backend)) {
-            NoBackend::Full { pool }
-        } else {
-            NoBackend::OutOfService { pool }
-        }
+        if self.serves() { NoBackend::Full { pool } } else { NoBackend::OutOfService { pool } }
     }
 }
 
@@ -108,7 +107,8 @@ struct Open<'a> {
 
 impl<'a> Open<'a> {
     fn serves(&self, backend: &Backend) -> bool {
-        backend.in_service() || (self.panicking && !backend.is_lost())
+        let is_fit = backend.in_service() || (self.panicking && !backend.is_lost());
+        is_fit && !backend.is_draining()
     }
 
     fn is_untried(&self, backend: &Arc<Backend>) -> bool {

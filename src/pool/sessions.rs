@@ -22,6 +22,8 @@ use super::Backend;
 pub const MOST_OF_ONE_CLIENT: usize = 10_000;
 /// How many sessions a call looks at whose moment has come.
 const LOOKED_AT: usize = 16;
+/// How many at most where they are counted.
+const MOST_LOOKED_AT: usize = 4096;
 
 /// When a session was learnt, in the order of all of its table.
 type Serial = u64;
@@ -57,9 +59,33 @@ impl Sessions {
         Some(Visit { sessions: Arc::clone(self), id, serial, backend })
     }
 
-    /// How many there are.
+    /// The ids of all sessions of a backend. Looks at every one, under the lock.
+    pub(super) fn of(&self, backend: &Arc<Backend>) -> Vec<Arc<str>> {
+        let table = self.lock();
+        let of_it = table.sessions.iter().filter(|(_, one)| Arc::ptr_eq(&one.backend, backend));
+        of_it.map(|(id, _)| Arc::clone(id)).collect()
+    }
+
+    /// Forgets sessions, but none that is another backend's by now.
+    pub(super) fn forget(&self, ids: &[Arc<str>], backend: &Arc<Backend>) {
+        let mut table = self.lock();
+        for id in ids {
+            if table.sessions.get(id).is_some_and(|one| Arc::ptr_eq(&one.backend, backend)) {
+                table.forget(id);
+            }
+        }
+    }
+
+    /// Finds the backend of a session without being a request of it.
+    pub fn find(&self, id: &str) -> Option<Arc<Backend>> {
+        self.lock().find(id, Instant::now())
+    }
+
+    /// How many there are. Those that are over go first, but for a crowd of them.
     pub fn len(&self) -> usize {
-        self.lock().sessions.len()
+        let (mut table, now) = (self.lock(), Instant::now());
+        (0..MOST_LOOKED_AT / LOOKED_AT).any(|_| !table.forget_those_over(now));
+        table.sessions.len()
     }
 
     /// Whether there is none.
@@ -170,6 +196,11 @@ impl<B: Clone> Table<B> {
         serial
     }
 
+    fn find(&self, id: &str, now: Instant) -> Option<B> {
+        let session = self.sessions.get(id).filter(|session| !session.is_over(now))?;
+        Some(session.backend.clone())
+    }
+
     fn enter(&mut self, id: &str, now: Instant) -> Option<(Arc<str>, Serial, B)> {
         self.forget_those_over(now);
         if self.sessions.get(id)?.is_over(now) {
@@ -194,10 +225,11 @@ impl<B: Clone> Table<B> {
         self.forget_those_over(now);
     }
 
-    fn forget_those_over(&mut self, now: Instant) {
+    /// Looks at some whose moment has come. False: at all of them.
+    fn forget_those_over(&mut self, now: Instant) -> bool {
         for _ in 0..LOOKED_AT {
             let Some(first) = self.due.first_entry().filter(|first| first.key().0 <= now) else {
-                return;
+                return false;
             };
             let ((_, serial), id) = first.remove_entry();
             let Some(session) = self.sessions.get_mut(&id) else { continue };
@@ -209,6 +241,7 @@ impl<B: Clone> Table<B> {
             session.due = seen + session.life.max(Duration::from_millis(1));
             self.due.insert((session.due, serial), id);
         }
+        true
     }
 
     fn forget(&mut self, id: &str) {
@@ -261,6 +294,33 @@ mod tests {
         assert_eq!(find(&mut table, "s", start + seconds(133)), None);
         assert!(table.sessions.is_empty() && table.due.is_empty() && table.clients.is_empty());
         assert_eq!(find(&mut table, "other", start), None);
+    }
+
+    #[test]
+    fn a_look_at_a_session_is_no_request_of_it() {
+        let (mut table, start) = (Table::default(), Instant::now());
+        learn(&mut table, "s", 7, start);
+        assert_eq!(table.find("s", start + seconds(44)), Some(7));
+        assert_eq!(table.find("s", start + seconds(46)), None);
+        assert_eq!(find(&mut table, "s", start + seconds(46)), None);
+    }
+
+    #[test]
+    fn those_that_are_over_do_not_count() {
+        let pool = pool(&["a"]);
+        let life = Duration::from_millis(20);
+        let learn = |number| {
+            let id = format!("s{number}");
+            pool.sessions().learn(&id, &pool.backends()[0], CLIENT, life)
+        };
+        let all: Vec<Visit> = (0..1000).map(learn).collect();
+        assert_eq!(pool.sessions().len(), 1000);
+        drop(all);
+        let soon = Instant::now() + seconds(10);
+        while !pool.sessions().is_empty() {
+            assert!(Instant::now() < soon, "{} are left", pool.sessions().len());
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     #[test]

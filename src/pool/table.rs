@@ -12,6 +12,10 @@
 //! when all candidates were tried in vain, so that whoever comes next starts afresh instead of
 //! following to the last that failed.
 //!
+//! A key whose turn has come in the drain of its backend is [let go](Table::let_go): its entry is
+//! put aside, where it stands until the last that it counts has ended, and whoever comes for the
+//! key chooses anew. Nobody may connect there before that end; to wait is the caller's part.
+//!
 //! Decides, and does nothing else: which backend is next is asked of a function, the lock is
 //! around the whole table (`placement.rs`). An entry takes 48 bytes, and its key once.
 
@@ -51,6 +55,9 @@ pub enum Moved {
 #[derive(Debug, Default)]
 pub(super) struct Table {
     entries: HashMap<Arc<str>, Entry>,
+    /// Entries that were let go, by key; there is more than one of a key only if it was let go
+    /// again before it had ended where it was first.
+    leaving: HashMap<Arc<str>, Vec<Entry>>,
     /// The generation given last; 0 is never given.
     generation: u64,
 }
@@ -74,6 +81,15 @@ impl Entry {
 
     fn is_lost(&self) -> bool {
         self.at.backend().is_lost()
+    }
+
+    /// Takes one off the count, and tells whether it was the last.
+    fn take_off(&mut self, phase: Phase) -> bool {
+        match phase {
+            Phase::UnderWay => self.under_way -= 1,
+            Phase::Live => self.live -= 1,
+        }
+        self.live == 0 && self.under_way == 0
     }
 }
 
@@ -140,7 +156,7 @@ impl Table {
         let entry = self.entries.get_mut(&ticket.key);
         let entry = entry.filter(|one| one.generation == ticket.generation && !one.is_lost());
         let Some(entry) = entry else {
-            *ticket = self.place(&ticket.key, choose).ok_or(Stay::NoneLeft)?;
+            *ticket = self.place_anew(ticket, choose).ok_or(Stay::NoneLeft)?;
             return Ok(());
         };
         if !entry.is_at(&ticket.backend) {
@@ -171,10 +187,11 @@ impl Table {
         choose: Choose<'_>,
     ) -> Result<(), Moved> {
         let Some(entry) = self.entries.get_mut(&ticket.key) else {
-            if ticket.backend.is_lost() {
+            if ticket.backend.is_lost() || ticket.backend.is_draining() {
                 return self.begin_again(ticket, choose);
             }
             // Nobody else has placed the key since: who has a 101 in hand decides.
+            self.take_off_leaving(ticket, Phase::UnderWay);
             let (key, backend) = (Arc::clone(&ticket.key), Arc::clone(&ticket.backend));
             *ticket = self.enter(key, backend, Phase::Live);
             return Ok(());
@@ -190,29 +207,80 @@ impl Table {
         entry.under_way -= u32::from(counted);
         entry.live += 1;
         entry.tried = None;
-        ticket.generation = entry.generation;
+        let generation = entry.generation;
+        self.take_off_leaving(ticket, Phase::UnderWay);
+        ticket.generation = generation;
         Ok(())
     }
 
     fn begin_again(&mut self, ticket: &mut Ticket, choose: Choose<'_>) -> Result<(), Moved> {
-        *ticket = self.place(&ticket.key, choose).ok_or(Moved::Nowhere)?;
+        *ticket = self.place_anew(ticket, choose).ok_or(Moved::Nowhere)?;
         Err(Moved::Elsewhere)
+    }
+
+    fn place_anew(&mut self, ticket: &mut Ticket, choose: Choose<'_>) -> Option<Ticket> {
+        if self.take_off_leaving(ticket, Phase::UnderWay) {
+            ticket.generation = 0;
+        }
+        self.place(&ticket.key, choose)
     }
 
     /// Takes a ticket off the count; the last one takes the entry with it.
     pub(super) fn leave(&mut self, ticket: &Ticket, phase: Phase) {
         let entry = self.entries.get_mut(&ticket.key);
         let Some(entry) = entry.filter(|entry| entry.generation == ticket.generation) else {
+            self.take_off_leaving(ticket, phase);
             return;
         };
-        match phase {
-            Phase::UnderWay => entry.under_way -= 1,
-            Phase::Live => entry.live -= 1,
-        }
-        if entry.live == 0 && entry.under_way == 0 {
+        if entry.take_off(phase) {
             self.entries.remove(&ticket.key);
             self.shrink();
         }
+    }
+
+    /// Puts the entries of keys aside that are at `backend`: nothing is placed there any more.
+    pub(super) fn let_go(&mut self, keys: &[Arc<str>], backend: &Arc<Backend>) {
+        for key in keys {
+            if self.entries.get(key).is_some_and(|entry| entry.is_at(backend))
+                && let Some((key, entry)) = self.entries.remove_entry(key)
+            {
+                self.leaving.entry(key).or_default().push(entry);
+            }
+        }
+        self.shrink();
+    }
+
+    /// Takes a ticket off an entry that was let go; tells whether one counted it.
+    fn take_off_leaving(&mut self, ticket: &Ticket, phase: Phase) -> bool {
+        let Some(entries) = self.leaving.get_mut(&ticket.key) else { return false };
+        let counts = |entry: &Entry| entry.generation == ticket.generation;
+        let Some(index) = entries.iter().position(counts) else { return false };
+        if entries[index].take_off(phase) {
+            entries.swap_remove(index);
+        }
+        if entries.is_empty() {
+            self.leaving.remove(&ticket.key);
+            if self.leaving.is_empty() {
+                self.leaving = HashMap::new();
+            }
+        }
+        true
+    }
+
+    /// How many keys were let go and have not ended yet.
+    pub(super) fn leaving(&self) -> usize {
+        self.leaving.len()
+    }
+
+    /// Whether a key was let go, and something of it may still live where it was.
+    pub(super) fn is_leaving(&self, key: &str) -> bool {
+        self.leaving.get(key).is_some_and(|all| !all.iter().all(Entry::is_lost))
+    }
+
+    /// The keys that are placed at a backend.
+    pub(super) fn keys_at(&self, backend: &Arc<Backend>) -> Vec<Arc<str>> {
+        let there = self.entries.iter().filter(|(_, entry)| entry.is_at(backend));
+        there.map(|(key, _)| Arc::clone(key)).collect()
     }
 
     /// Gives memory back after a rush, but not at every swing.
@@ -246,8 +314,11 @@ fn line(key: &Arc<str>, entry: &Entry) -> PlacedKey {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use proptest::prelude::*;
 
+    use super::super::DrainCause;
     use super::super::tests::{backend, bring_back, lose, put_out};
     use super::*;
 
@@ -278,6 +349,27 @@ mod tests {
             self.table.establish(ticket, &|tried| choose(backends, tried))
         }
 
+        fn named(&self, id: &str) -> Arc<Backend> {
+            Arc::clone(self.backends.iter().find(|backend| backend.id() == id).unwrap())
+        }
+
+        fn drain(&self, id: &str) {
+            self.named(id).drains().add(DrainCause::Api, Duration::ZERO);
+        }
+
+        fn undrain(&self, id: &str) {
+            self.named(id).drains().remove(DrainCause::Api);
+        }
+
+        fn lose(&self, id: &str) {
+            lose(&self.named(id));
+        }
+
+        fn let_go(&mut self, id: &str) {
+            let backend = self.named(id);
+            self.table.let_go(&["k".into()], &backend);
+        }
+
         fn live(&mut self) -> Ticket {
             let mut ticket = self.place().unwrap();
             self.establish(&mut ticket).unwrap();
@@ -297,7 +389,8 @@ mod tests {
 
     fn choose(backends: &[Arc<Backend>], tried: &[Arc<Backend>]) -> Option<Arc<Backend>> {
         let untried = |one: &&Arc<Backend>| !tried.iter().any(|other| Arc::ptr_eq(one, other));
-        backends.iter().filter(|one| one.in_service()).find(untried).cloned()
+        let serves = |one: &&Arc<Backend>| one.in_service() && !one.is_draining();
+        backends.iter().filter(serves).find(untried).cloned()
     }
 
     fn at(id: &str, live: u32, under_way: u32) -> Option<(String, u32, u32)> {
@@ -464,6 +557,76 @@ mod tests {
     }
 
     #[test]
+    fn a_key_that_was_let_go_is_chosen_anew_and_its_old_ones_end_in_their_own_time() {
+        let mut world = World::new("ab");
+        let old = world.live();
+        let mut under_way = world.place().unwrap();
+        world.drain("a");
+        assert_eq!(world.place().map(|ticket| ticket.backend.id().to_owned()), Some("a".into()));
+        world.let_go("b");
+        assert_eq!(world.at(), at("a", 1, 2), "that is not where it is");
+        world.let_go("a");
+        assert!(world.table.is_leaving("k") && !world.table.is_leaving("another"));
+        assert_eq!((world.at(), world.keys()), (None, vec![1, 0]));
+        let _new = world.live();
+        assert_eq!(world.establish(&mut under_way), Err(Moved::Elsewhere));
+        assert_eq!(world.at(), at("b", 1, 1));
+        world.table.leave(&old, Phase::Live);
+        assert!(world.table.is_leaving("k"), "one is still under way there");
+        world.lose("a");
+        assert!(!world.table.is_leaving("k"), "nobody can be there");
+    }
+
+    #[test]
+    fn a_handshake_ends_where_its_backend_is_drained_and_nobody_holds_the_key_there() {
+        let mut world = World::new("ab");
+        let mut one = world.place().unwrap();
+        let mut two = world.place().unwrap();
+        world.go_on(&mut two).unwrap();
+        assert_eq!(world.go_on(&mut two), Err(Stay::NoneLeft));
+        world.drain("a");
+        assert_eq!(world.establish(&mut one), Err(Moved::Elsewhere));
+        assert_eq!(world.at(), at("b", 0, 1));
+        let mut world = World::new("a");
+        let mut alone = world.place().unwrap();
+        world.drain("a");
+        world.let_go("a");
+        assert_eq!(world.establish(&mut alone), Err(Moved::Nowhere));
+        world.table.leave(&alone, Phase::UnderWay);
+        assert_eq!((world.table.leaving(), world.keys()), (0, vec![0]));
+    }
+
+    #[test]
+    fn a_key_may_be_let_go_again_before_it_has_ended_where_it_was() {
+        let mut world = World::new("abc");
+        let first = world.live();
+        world.drain("a");
+        world.let_go("a");
+        let second = world.live();
+        world.drain("b");
+        world.let_go("b");
+        assert_eq!(world.live().backend.id(), "c");
+        world.table.leave(&second, Phase::Live);
+        assert!(world.table.is_leaving("k"));
+        world.table.leave(&first, Phase::Live);
+        assert!(!world.table.is_leaving("k"));
+        assert_eq!(world.keys(), [0, 0, 1]);
+    }
+
+    #[test]
+    fn who_was_let_go_and_finds_the_drain_undone_stays() {
+        let mut world = World::new("ab");
+        let mut one = world.place().unwrap();
+        let mut two = world.place().unwrap();
+        world.drain("a");
+        world.let_go("a");
+        world.undrain("a");
+        world.establish(&mut one).unwrap();
+        world.establish(&mut two).unwrap();
+        assert_eq!((world.at(), world.table.leaving()), (at("a", 2, 0), 0));
+    }
+
+    #[test]
     fn memory_is_given_back_after_a_rush() {
         let mut table = Table::default();
         let backend = backend("a");
@@ -487,6 +650,9 @@ mod tests {
         Lose(usize),
         PutOut(usize),
         BringBack(usize),
+        Drain(usize),
+        Undrain(usize),
+        LetGo(usize),
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -498,8 +664,15 @@ mod tests {
             1 => (0..3_usize).prop_map(Step::Lose),
             1 => (0..3_usize).prop_map(Step::PutOut),
             2 => (0..3_usize).prop_map(Step::BringBack),
+            1 => (0..3_usize).prop_map(Step::Drain),
+            2 => (0..3_usize).prop_map(Step::Undrain),
+            1 => (0..3_usize).prop_map(Step::LetGo),
         ];
         prop::collection::vec(step, 0..120)
+    }
+
+    fn id_of(index: usize) -> String {
+        ["a", "b", "c"][index].to_owned()
     }
 
     /// Takes one step; a connection whose backend is lost is over, as its relay would be told.
@@ -532,6 +705,19 @@ mod tests {
             }
             Step::PutOut(index) => put_out(&world.backends[index]),
             Step::BringBack(index) => bring_back(&world.backends[index]),
+            Step::Drain(index) => world.drain(&id_of(index)),
+            Step::Undrain(index) => world.undrain(&id_of(index)),
+            Step::LetGo(index) => {
+                world.drain(&id_of(index));
+                world.let_go(&id_of(index));
+                // Its connections are closed, and others come only when they have ended.
+                let (gone, rest): (Vec<_>, Vec<_>) =
+                    std::mem::take(tickets).into_iter().partition(|(one, phase)| {
+                        *phase == Phase::Live && one.backend.id() == id_of(index)
+                    });
+                *tickets = rest;
+                gone.iter().for_each(|(ticket, phase)| world.table.leave(ticket, *phase));
+            }
             _ => {}
         }
     }
@@ -551,10 +737,12 @@ mod tests {
                 let counted = world.at().map_or(0, |(_, live, _)| live as usize);
                 prop_assert_eq!(counted, live.len());
                 let placed = usize::from(world.at().is_some());
-                prop_assert_eq!(world.keys().iter().sum::<usize>(), placed);
+                let leaving: usize = world.table.leaving.values().map(Vec::len).sum();
+                prop_assert_eq!(world.keys().iter().sum::<usize>(), placed + leaving);
             }
             tickets.iter().for_each(|(ticket, phase)| world.table.leave(ticket, *phase));
             prop_assert_eq!(world.at(), None);
+            prop_assert_eq!(world.table.leaving(), 0);
             prop_assert_eq!(world.keys(), [0, 0, 0]);
         }
     }

@@ -76,7 +76,7 @@ impl BackendTls {
         let buffer_limit = Some(tls::BUFFER_BYTES);
         let connected =
             connector.connect_with(name, stream, |tls| tls.set_buffer_limit(buffer_limit));
-        Ok(Stream::TlsDialed(Box::new(connected.await?)))
+        Ok(Stream::Tls(Box::new(connected.await?.into())))
     }
 }
 

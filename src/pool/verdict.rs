@@ -15,7 +15,8 @@
 //!
 //! Out of service means no new keys; those that live there stay. Lost means that nobody can be
 //! there any more, which ends connections, so it takes more: silence of the network, not a bad
-//! answer, nor a refused connection, which is how a server goes that still serves its old ones.
+//! answer, nor a refused connection, which is how a server goes that still serves its old ones:
+//! whether it [refuses](Verdict::is_refusing) is told apart, for whoever drains it then.
 //! For `lost_after` only that time counts in which another was in service: when a whole pool was
 //! out, the first to return must not make the others lost.
 //! A backend begins in service: a fresh proxy must not refuse everybody until it has checked.
@@ -62,8 +63,10 @@ impl fmt::Display for State {
 pub enum Check {
     /// All is well.
     Passed,
-    /// Something is there, but it refused, broke off, or answered badly or late.
+    /// Something is there, but it broke off, or answered badly or late.
     Failed,
+    /// The connection was refused: what is there takes nothing new.
+    Refused,
     /// Not even a connection came about in time.
     Unreachable,
 }
@@ -154,6 +157,8 @@ pub struct Verdict {
     failed: u32,
     /// Of those, the latest in a row that could not connect in time. Never more than `failed`.
     unreachable: u32,
+    /// Of `failed`, the latest in a row that were refused.
+    refused: u32,
     /// Failures of traffic in a row; counted only while in service.
     traffic_failed: u32,
 }
@@ -170,6 +175,7 @@ impl Verdict {
             passed: 0,
             failed: 0,
             unreachable: 0,
+            refused: 0,
             traffic_failed: 0,
         }
     }
@@ -181,9 +187,10 @@ impl Verdict {
 
     /// Takes the outcome of a check.
     pub fn checked(&mut self, check: Check, now: Instant) -> Option<Transition> {
+        self.refused = if check == Check::Refused { self.refused.saturating_add(1) } else { 0 };
         match check {
             Check::Passed => self.check_passed(now),
-            Check::Failed => {
+            Check::Failed | Check::Refused => {
                 self.unreachable = 0;
                 self.check_failed(now)
             }
@@ -275,6 +282,11 @@ impl Verdict {
         // What a backend did before it went says nothing of whether it is back.
         self.passed = 0;
         Transition { from, to, cause }
+    }
+
+    /// Whether `fall` checks in a row were refused, and it is not lost.
+    pub fn is_refusing(&self) -> bool {
+        self.refused >= self.policy.fall.max(1) && self.state != State::Lost
     }
 
     /// The state reached.

@@ -22,7 +22,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::health::CheckError;
+use super::health::{Answer, CheckError, says_drain};
 use crate::ws::handshake;
 
 /// How much a backend may say before it answers.
@@ -50,7 +50,7 @@ pub(super) async fn check<S>(
     host: &str,
     user_agent: &'static str,
     head_bytes: usize,
-) -> Result<(), CheckError>
+) -> Result<Answer, CheckError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -63,19 +63,23 @@ where
     let open = async move {
         let mut response = sender.send_request(request).await.map_err(CheckError::Broken)?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            return Err(CheckError::Status(response.status()));
+            let (status, drains) = (response.status(), says_drain(response.headers()));
+            return Err(CheckError::Status { status, drains });
         }
         handshake::check_response(response.headers(), &asked).map_err(CheckError::Handshake)?;
-        hyper::upgrade::on(&mut response).await.map_err(CheckError::Broken)
+        let drains = says_drain(response.headers());
+        let upgraded = hyper::upgrade::on(&mut response).await.map_err(CheckError::Broken)?;
+        Ok((upgraded, drains))
     };
     let mut open = std::pin::pin!(open);
-    let upgraded = tokio::select! {
-        upgraded = &mut open => upgraded?,
+    let (upgraded, drains) = tokio::select! {
+        opened = &mut open => opened?,
         // It hands the stream over, or has ended: either way there is an answer.
         _ = connection.with_upgrades() => open.await?,
     };
     let mut stream = TokioIo::new(upgraded);
-    talk(&mut stream).await.map_err(CheckError::Talk)
+    talk(&mut stream).await.map_err(CheckError::Talk)?;
+    Ok(Answer { drains: Some(drains) })
 }
 
 fn request(
@@ -97,7 +101,7 @@ fn request(
 /// Pings, waits for the pong, closes, waits for the end.
 async fn talk(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> io::Result<()> {
     let mut left = MOST_BYTES;
-    stream.write_all(&frame(PING, PAYLOAD)).await?;
+    say(stream, PING, PAYLOAD).await?;
     loop {
         match next_frame(stream, &mut left).await? {
             (PONG, payload) if payload == PAYLOAD => break,
@@ -105,7 +109,7 @@ async fn talk(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> io::Result<
             _ => {}
         }
     }
-    stream.write_all(&frame(CLOSE, &NORMAL)).await?;
+    say(stream, CLOSE, &NORMAL).await?;
     loop {
         match next_frame(stream, &mut left).await {
             Ok((CLOSE, _)) => return Ok(()),
@@ -115,6 +119,12 @@ async fn talk(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> io::Result<
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Writes a frame; TLS has passed it on only once it is flushed.
+async fn say(stream: &mut (impl AsyncWrite + Unpin), opcode: u8, payload: &[u8]) -> io::Result<()> {
+    stream.write_all(&frame(opcode, payload)).await?;
+    stream.flush().await
 }
 
 fn is_end(error: &io::Error) -> bool {
@@ -162,7 +172,7 @@ mod tests {
     /// Has a backend answer the handshake properly and then go on as `then` says.
     async fn checked<F: Future<Output = ()>>(
         then: impl FnOnce(DuplexStream) -> F,
-    ) -> Result<(), CheckError> {
+    ) -> Result<Answer, CheckError> {
         let (ours, mut theirs) = duplex(1 << 16);
         let serving = async {
             let mut head = Vec::new();

@@ -5,6 +5,9 @@
 //! global, so that several can run in one process. It is built on a runtime of its owner's, the
 //! control runtime, on which everything runs that must not wait for a worker.
 
+mod busy;
+mod drain;
+mod expiry;
 pub mod reload;
 mod worker;
 
@@ -20,6 +23,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, error, info, warn};
 
+use self::busy::Busy;
+use self::drain::Conductor;
+use self::reload::Gone;
 use self::worker::WorkerHandle;
 use crate::admin::{Admin, AdminError};
 use crate::config::Config;
@@ -28,9 +34,11 @@ use crate::http::{Shared, Snapshot};
 use crate::listen::{Listener, Loads};
 use crate::observe::access_log::{AccessLog, OpenError, Opened};
 use crate::observe::metrics::{
-    BackendLabels, BackendSample, Collect, Metrics, StateLabels, WorkerSample,
+    BackendLabels, BackendSample, Collect, DrainLabels, ListenerLabel, Metrics, StateLabels,
+    WorkerSample,
 };
-use crate::pool::{self, BackendEvent, Pool, State};
+use crate::observe::rate::{Allowed, allowed};
+use crate::pool::{self, Backend, BackendEvent, Clearing, DrainChange, PanicEvent, Pool, State};
 use crate::shutdown::StopPlan;
 
 pub use crate::fleet::DeliverError;
@@ -39,6 +47,9 @@ pub use crate::fleet::DeliverError;
 const LATEST: Duration = Duration::from_secs(1);
 /// How long answers of the admin API may take that are under way when all else is over.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
+/// So many changes of backends' states are told in a second.
+const CHANGES_TOLD: u32 = 100;
 
 /// How long the last lines of the access log may take.
 const FLUSH: Duration = Duration::from_secs(2);
@@ -79,8 +90,13 @@ pub struct Server {
     watchers: JoinSet<()>,
     /// The pools whose backends are watched, and what stops that.
     watched: Vec<(Arc<Pool>, watch::Sender<bool>)>,
+    /// What stops the rest of the watchers.
+    watching_itself: watch::Sender<bool>,
     /// Told of every change of a backend.
     observer: pool::Observer,
+    conductor: Arc<Conductor>,
+    /// What left the config and may still have connections.
+    gone: Gone,
 }
 
 impl Server {
@@ -94,15 +110,18 @@ impl Server {
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let (inboxes, receivers) = fleet::inboxes(config.server.workers);
         let loads = Arc::new(Loads::new(config.server.workers));
-        let collector = Arc::new(Owners { fleet: OnceLock::new(), loads: Arc::clone(&loads) });
+        let (fleet, busy) = (OnceLock::new(), Arc::<Busy>::default());
+        let collector =
+            Arc::new(Owners { fleet, loads: Arc::clone(&loads), busy: Arc::clone(&busy) });
         let metrics = Arc::new(Metrics::new(Box::new(Arc::clone(&collector))));
-        let observer = observer(&metrics, &inboxes);
+        let conductor = Conductor::new(inboxes.clone());
+        let observer = observer(&metrics, &inboxes, &conductor);
         let pools = config.pools.iter();
         let pools = pools.map(|settings| Pool::new(settings.clone(), Arc::clone(&observer)));
         let pools: Vec<Arc<Pool>> = pools.collect();
         let snapshot = Snapshot::new(&config.routes, pools.clone(), &metrics, None);
         let dropped = metrics.access_log_dropped.clone();
-        let access_log = AccessLog::new(Opened::open(&config.server.access_log)?, dropped);
+        let access_log = AccessLog::new(Opened::open(&config.server.access_log, dropped)?);
         let proxy_id = proxy_id(&config.server.name);
         let shared = Arc::new(Shared::new(proxy_id, snapshot, metrics, access_log));
         let name = config.server.name.clone();
@@ -123,13 +142,17 @@ impl Server {
             workers: Vec::new(),
             watchers: JoinSet::new(),
             watched: Vec::new(),
+            watching_itself: watch::Sender::new(false),
             observer,
+            conductor,
+            gone: Gone::default(),
         };
         server.serve_admin(admin);
         if let Err(error) = server.start_workers(receivers, &loads, &inboxes) {
             server.stop(StopPlan::prompt()).await;
             return Err(error);
         }
+        server.watch_itself(busy);
         server.watch_backends(&pools);
         server.fleet.shared.metrics.took_effect(SystemTime::now());
         server.fleet.set_ready(true);
@@ -169,6 +192,20 @@ impl Server {
             self.workers.push(worker::start(parts).map_err(StartError::Worker)?);
         }
         Ok(())
+    }
+
+    /// Has the proxy look at itself: how busy it is, and whether its certificates are valid for long.
+    fn watch_itself(&mut self, busy: Arc<Busy>) {
+        busy.read(self.workers.iter().map(|worker| worker.runtime.clone()).collect());
+        let stopped = told(self.watching_itself.subscribe());
+        self.watchers.spawn(async move {
+            tokio::select! {
+                () = stopped => {}
+                () = busy.sample() => {}
+            }
+        });
+        let stopped = told(self.watching_itself.subscribe());
+        self.watchers.spawn(expiry::tell_every_day(Arc::clone(&self.fleet), stopped));
     }
 
     fn announce(&self) {
@@ -234,6 +271,7 @@ impl Server {
         tokio::time::sleep(plan.delay).await;
         let over = Instant::now() + plan.grace;
         self.fleet.listeners.load().iter().for_each(|listener| listener.close());
+        self.conductor.end();
         let stopped = stop_workers(std::mem::take(&mut self.workers), plan);
         let cut = tokio::time::timeout(plan.grace + LATEST, stopped).await.unwrap_or_else(|_| {
             error!("a worker does not stop; it is left behind");
@@ -241,6 +279,7 @@ impl Server {
         });
         self.admin = None;
         self.watched.clear();
+        self.watching_itself.send_replace(true);
         let left = over.saturating_duration_since(Instant::now()).min(LAST_ANSWERS);
         let watchers = async { while self.watchers.join_next().await.is_some() {} };
         // Who asks the admin API and then says or takes no more is not waited for.
@@ -300,14 +339,27 @@ async fn told(mut stop: watch::Receiver<bool>) {
 
 /// Who is told of the changes of all backends: the log, the metrics, and the workers whose
 /// connections end with a backend that is lost.
-fn observer(metrics: &Arc<Metrics>, inboxes: &[mpsc::Sender<Message>]) -> pool::Observer {
+fn observer(
+    metrics: &Arc<Metrics>,
+    inboxes: &[mpsc::Sender<Message>],
+    conductor: &Arc<Conductor>,
+) -> pool::Observer {
     let metrics = Arc::clone(metrics);
     let inboxes = inboxes.to_vec();
     let control = Handle::current();
-    Arc::new(move |event: &BackendEvent| {
-        note_change(event, &metrics);
-        if event.transition.to == State::Lost {
-            end_connections(event, &inboxes, &control);
+    let conductor = Arc::clone(conductor);
+    Arc::new(move |event: &pool::Event| match event {
+        pool::Event::Backend(event) => {
+            note_change(event, &metrics);
+            if event.transition.to == State::Lost {
+                end_connections(event, &inboxes, &control);
+                conductor.lost(&event.pool, &event.backend);
+            }
+        }
+        pool::Event::Panic(event) => note_panic(event),
+        pool::Event::Drain(change, clearing) => {
+            note_drain(*change, clearing, &metrics);
+            conductor.follow(clearing);
         }
     })
 }
@@ -318,23 +370,56 @@ fn note_change(event: &BackendEvent, metrics: &Metrics) {
     let (from, to) = (transition.from.as_str(), transition.to.as_str());
     let cause = transition.cause.as_str();
     let id = backend.id();
-    if transition.to == State::InService {
-        info!(pool, backend = id, from, to, cause, "backend in service");
-    } else {
-        warn!(
-            pool,
-            backend = id,
-            from,
-            to,
-            cause,
-            detail,
-            connections = backend.connections(),
-            "backend {to}"
-        );
+    // A whole fleet may go at once and shall be told of by name; one that flaps must not fill a disk.
+    if let Some(Allowed { suppressed }) = allowed!(CHANGES_TOLD) {
+        if transition.to == State::InService {
+            info!(pool, backend = id, from, to, cause, suppressed, "backend in service");
+        } else {
+            warn!(
+                pool,
+                backend = id,
+                from,
+                to,
+                cause,
+                detail,
+                connections = backend.connections(),
+                suppressed,
+                "backend {to}"
+            );
+        }
     }
     let labels =
         StateLabels { pool: pool.clone(), backend: id.to_owned(), outcome: to, reason: cause };
     metrics.backend_changes.get_or_create(&labels).inc();
+}
+
+/// Says once that a backend is drained, or no longer, and counts it.
+fn note_drain(change: DrainChange, clearing: &Clearing, metrics: &Metrics) {
+    let Clearing { pool, backend, span, .. } = clearing;
+    let id = backend.id();
+    let (keys, connections) = (backend.keys(), backend.connections());
+    match change {
+        DrainChange::Begun(by) => {
+            info!(%pool, backend = id, %by, keys, connections, over = ?span, "drain begins");
+        }
+        DrainChange::Joined(by) => info!(%pool, backend = id, %by, "drain has another cause"),
+        DrainChange::Left(by) => info!(%pool, backend = id, %by, "drain goes on for another cause"),
+        DrainChange::Ended(by) => info!(%pool, backend = id, %by, keys, connections, "drain ends"),
+    }
+    if let DrainChange::Begun(by) | DrainChange::Joined(by) = change {
+        let labels = DrainLabels { pool: pool.to_string(), reason: by.as_str() };
+        metrics.drains.get_or_create(&labels).inc();
+    }
+}
+
+/// Says that a pool goes by health no more, or again.
+fn note_panic(event: &PanicEvent) {
+    let PanicEvent { pool, panicking, in_service, backends } = event;
+    if *panicking {
+        warn!(pool, in_service, backends, "too few backends in service: health is ignored");
+    } else {
+        info!(pool, in_service, backends, "enough backends in service: health counts again");
+    }
 }
 
 /// Has every worker end its connections to a backend that is lost. Whoever found out must not
@@ -359,6 +444,7 @@ struct Owners {
     /// Set once the proxy is built, of which the metrics are a part.
     fleet: OnceLock<Arc<Fleet>>,
     loads: Arc<Loads>,
+    busy: Arc<Busy>,
 }
 
 impl Owners {
@@ -368,22 +454,26 @@ impl Owners {
     }
 }
 
+fn sample(pool: &Pool, backend: &Backend, ring_share: f64) -> BackendSample {
+    BackendSample {
+        labels: BackendLabels { pool: pool.name().to_owned(), backend: backend.id().to_owned() },
+        in_service: backend.in_service(),
+        draining: backend.is_draining(),
+        connections: backend.connections() as u64,
+        in_flight: backend.requests() as u64,
+        ring_share,
+    }
+}
+
 impl Collect for Arc<Owners> {
     fn backends(&self) -> Vec<BackendSample> {
         let mut samples = Vec::new();
         for pool in self.pools() {
-            for (index, backend) in pool.backends().iter().enumerate() {
-                samples.push(BackendSample {
-                    labels: BackendLabels {
-                        pool: pool.name().to_owned(),
-                        backend: backend.id().to_owned(),
-                    },
-                    in_service: backend.in_service(),
-                    connections: backend.connections() as u64,
-                    in_flight: backend.requests() as u64,
-                    ring_share: pool.ring().share(index),
-                });
-            }
+            let (pool, shares) = (&*pool, (0..).map(|index| pool.ring().share(index)));
+            samples.extend(
+                pool.backends().iter().zip(shares).map(|(one, share)| sample(pool, one, share)),
+            );
+            samples.extend(pool.departed().iter().map(|one| sample(pool, one, 0.0)));
         }
         samples
     }
@@ -393,13 +483,31 @@ impl Collect for Arc<Owners> {
             workers: self.loads.workers() as u64,
             least: self.loads.least().1 as u64,
             most: self.loads.most() as u64,
+            busy: self.busy.total(),
+            busiest: self.busy.busiest(),
         }
+    }
+
+    fn certificates(&self) -> Vec<(ListenerLabel, f64)> {
+        let Some(fleet) = self.fleet.get() else { return Vec::new() };
+        let now = SystemTime::now();
+        let listeners = fleet.listeners.load();
+        let left = listeners.iter().filter_map(|listener| {
+            let (_, days) = listener.settings.first_to_expire(now)?;
+            Some((ListenerLabel { listener: listener.label.to_string() }, days))
+        });
+        left.collect()
     }
 
     fn placed_keys(&self) -> Vec<(String, u64)> {
         let keys =
             |pool: &Arc<Pool>| pool.backends().iter().map(|backend| backend.keys() as u64).sum();
         self.pools().iter().map(|pool| (pool.name().to_owned(), keys(pool))).collect()
+    }
+
+    fn sessions(&self) -> Vec<(String, u64)> {
+        let sessions = |pool: &Arc<Pool>| pool.sessions().len() as u64;
+        self.pools().iter().map(|pool| (pool.name().to_owned(), sessions(pool))).collect()
     }
 
     fn panicking(&self) -> Vec<(String, bool)> {

@@ -8,16 +8,18 @@
 //!
 //! Live connections hold none of it but what they were opened with.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 use tokio::sync::watch;
 use tracing::info;
 
 use super::Server;
+use super::drain::{Closing, Target};
 use crate::admin::{Admin, AdminError};
 use crate::config::diff::{self, Act, Change, Diff, Part, diff};
 use crate::config::{Config, Problems};
@@ -27,6 +29,7 @@ use crate::listen::{Listener, ListenerSettings};
 use crate::observe::access_log::{OpenError, Opened};
 use crate::pool::{self, Pool, PoolSettings};
 use crate::route::OnRemoved;
+use crate::ws::close::CloseReason;
 
 /// So many problems of a config go into one log line.
 const PROBLEMS_TOLD: usize = 10;
@@ -140,6 +143,14 @@ struct Listeners {
     closed: Vec<Arc<Listener>>,
 }
 
+/// What left the config, and comes back as it was if it returns while it still has something.
+#[derive(Default)]
+pub(super) struct Gone {
+    pools: Vec<Arc<Pool>>,
+    /// The closes of routes' connections, by the name of the route.
+    routes: HashMap<Arc<str>, Closing>,
+}
+
 impl Server {
     /// Tells what a reload of `new` would change, and whom it would touch. Changes nothing.
     pub fn plan(&self, new: &Config) -> Planned {
@@ -152,7 +163,8 @@ impl Server {
         let snapshot = self.fleet.shared.snapshot.load();
         let (connections, fate) = match (change.part, &change.act) {
             (Part::Route, Act::Removed) => {
-                let route = snapshot.routes().iter().find(|route| *route.name == *change.name);
+                let route =
+                    snapshot.routes().iter().find(|route| *route.names.route == *change.name);
                 route.map_or((0, None), |route| {
                     (route.live(), Some(route.settings.on_removed.into()))
                 })
@@ -231,7 +243,8 @@ impl Server {
             });
         }
         if old.access_log != server.access_log {
-            prepared.access_log = Some(Opened::open(&server.access_log)?);
+            let dropped = self.fleet.shared.metrics.access_log_dropped.clone();
+            prepared.access_log = Some(Opened::open(&server.access_log, dropped)?);
         }
         Ok(prepared)
     }
@@ -279,23 +292,72 @@ impl Server {
         }
         let pools: Vec<Arc<Pool>> =
             new.pools.iter().map(|settings| self.pool(settings, before.pools())).collect();
-        self.watch_backends(&pools);
-        let snapshot = Snapshot::new(&new.routes, pools, &shared.metrics, Some(&before));
-        shared.snapshot.store(Arc::new(snapshot));
+        let snapshot = Snapshot::new(&new.routes, pools.clone(), &shared.metrics, Some(&before));
+        let snapshot = Arc::new(snapshot);
+        shared.snapshot.store(Arc::clone(&snapshot));
+        self.let_pools_go(before.pools(), &pools);
+        self.let_routes_go(&before, &snapshot);
+        let pools = pools.into_iter().chain(self.gone.pools.iter().cloned());
+        self.watch_backends(&pools.collect::<Vec<_>>());
         self.exchange_listeners(prepared.listeners).await;
         if let Some(admin) = prepared.admin {
             self.serve_admin(admin);
         }
         self.fleet.set_admin_token(new.server.admin_token.clone());
+        if self.config.listeners != new.listeners {
+            super::expiry::tell(&self.fleet);
+        }
         self.config = new;
     }
 
     /// The pool of these settings: the same as before where they are the same.
-    fn pool(&self, settings: &PoolSettings, before: &[Arc<Pool>]) -> Arc<Pool> {
-        match before.iter().find(|pool| pool.name() == settings.name) {
-            Some(pool) if pool.settings() == settings => Arc::clone(pool),
-            Some(pool) => pool.rebuild(settings.clone()),
+    fn pool(&mut self, settings: &PoolSettings, before: &[Arc<Pool>]) -> Arc<Pool> {
+        if let Some(pool) = before.iter().find(|pool| pool.name() == settings.name) {
+            let is_same = pool.settings() == settings;
+            return if is_same { Arc::clone(pool) } else { pool.rebuild(settings.clone()) };
+        }
+        let gone = &mut self.gone.pools;
+        match gone.iter().position(|pool| pool.name() == settings.name) {
+            Some(index) => gone.swap_remove(index).rebuild(settings.clone()),
             None => Pool::new(settings.clone(), Arc::clone(&self.observer)),
+        }
+    }
+
+    /// Drains pools that are gone, and forgets those that have nothing left.
+    fn let_pools_go(&mut self, before: &[Arc<Pool>], now: &[Arc<Pool>]) {
+        let has_something = |pool: &Arc<Pool>| {
+            let mut backends = pool.backends().iter();
+            backends.any(|backend| backend.slots() > 0) || !pool.departed().is_empty()
+        };
+        self.gone.pools.retain(has_something);
+        for pool in before {
+            if !now.iter().any(|one| one.name() == pool.name()) {
+                pool.retire();
+                self.gone.pools.push(Arc::clone(pool));
+            }
+        }
+    }
+
+    /// Closes connections of routes that are gone, as each of them said; a route that is back
+    /// keeps what it still has.
+    fn let_routes_go(&mut self, before: &Snapshot, now: &Snapshot) {
+        self.gone.routes.retain(|_, closing| closing.is_under_way());
+        for route in now.routes() {
+            self.gone.routes.remove(&route.names.route).iter().for_each(Closing::stop);
+        }
+        for route in before.routes() {
+            let name = &route.names.route;
+            if now.routes().iter().any(|one| one.names.route == *name) {
+                continue;
+            }
+            let span = match route.settings.on_removed {
+                OnRemoved::Keep => continue,
+                OnRemoved::Drain => route.pool.settings().drain_timeout,
+                OnRemoved::Close => Duration::ZERO,
+            };
+            let target = Target::Route(Arc::clone(name));
+            let closing = self.conductor.start(target, span, CloseReason::RouteRemoved);
+            self.gone.routes.insert(Arc::clone(name), closing);
         }
     }
 
@@ -309,8 +371,9 @@ impl Server {
             let stop = known.map_or_else(
                 || {
                     let stop = watch::Sender::new(false);
-                    for backend in pool.backends() {
-                        let (pool, backend) = (Arc::clone(pool), Arc::clone(backend));
+                    // Who has left may still have connections, and be lost.
+                    for backend in pool.backends().iter().cloned().chain(pool.departed()) {
+                        let pool = Arc::clone(pool);
                         let stopped = super::told(stop.subscribe());
                         self.watchers.spawn(pool::health::watch(pool, backend, stopped));
                     }

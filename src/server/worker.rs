@@ -13,19 +13,22 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use tokio::runtime::{Builder, LocalOptions};
+use tokio::runtime::{Builder, LocalOptions, RuntimeMetrics};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
-use tracing::{debug, error, warn};
+use tracing::{error, warn};
 
 use crate::fleet::{Door, Message, Passed, Query, Row};
 use crate::http::{Accepted, Context, Shared};
 use crate::listen::{Listener, Loads};
+use crate::observe::metrics::ListenerCounts;
+use crate::observe::rate::{Allowed, allowed};
 use crate::shutdown::{StopPlan, Tasks};
 use crate::ws::clock::TICK_MILLIS;
 use crate::ws::close::CloseReason;
 use crate::ws::connection::{Connection, Serial};
-use crate::ws::pace;
+use crate::ws::mass_close::MassCloses;
+use crate::ws::pace::MassClose;
 use crate::ws::relay::Direction;
 use crate::ws::table::Table;
 
@@ -42,13 +45,15 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct WorkerHandle {
     /// Reaches it.
     pub(super) inbox: mpsc::Sender<Message>,
+    /// Tells how busy it is.
+    pub(super) runtime: RuntimeMetrics,
     thread: JoinHandle<usize>,
 }
 
 impl WorkerHandle {
     /// Waits for its end, and tells how many connections were cut.
     pub(super) async fn ended(self) -> usize {
-        let Self { inbox, thread } = self;
+        let Self { inbox, thread, .. } = self;
         let joined = tokio::task::spawn_blocking(move || thread.join()).await;
         drop(inbox);
         match joined {
@@ -95,10 +100,11 @@ pub(super) fn start(parts: Parts) -> io::Result<WorkerHandle> {
                     return 0;
                 }
             };
+        let metrics = runtime.metrics();
         runtime.block_on(async move {
             match Worker::new(parts) {
                 Ok((worker, inbox)) => {
-                    let _ = ready.send(Ok(()));
+                    let _ = ready.send(Ok(metrics));
                     worker.run(inbox).await
                 }
                 Err(error) => {
@@ -108,8 +114,8 @@ pub(super) fn start(parts: Parts) -> io::Result<WorkerHandle> {
             }
         })
     })?;
-    started.recv().map_err(io::Error::other)??;
-    Ok(WorkerHandle { inbox, thread })
+    let runtime = started.recv().map_err(io::Error::other)??;
+    Ok(WorkerHandle { inbox, runtime, thread })
 }
 
 struct Worker {
@@ -119,6 +125,7 @@ struct Worker {
     index: usize,
     loads: Arc<Loads>,
     inboxes: Vec<mpsc::Sender<Message>>,
+    mass_closes: MassCloses,
 }
 
 impl Worker {
@@ -131,6 +138,7 @@ impl Worker {
             index: usize::from(parts.index),
             loads: parts.loads,
             inboxes: parts.inboxes,
+            mass_closes: MassCloses::default(),
         };
         for door in parts.doors {
             worker.listen(door)?;
@@ -143,6 +151,7 @@ impl Worker {
         let Door { listener, socket } = door;
         let accepter = Accepter {
             socket: tokio::net::TcpListener::from_std(socket)?,
+            counts: self.context.shared.metrics.of_listener(&listener.label),
             listener: Arc::clone(&listener),
             index: self.index,
             loads: Arc::clone(&self.loads),
@@ -272,12 +281,14 @@ impl Worker {
             }
             Message::BackendLost { pool, backend } => {
                 let of_backend = |connection: &Connection| {
-                    connection.facts.pool == pool && connection.backend() == Some(backend.clone())
+                    connection.facts.names.pool == pool
+                        && connection.backend() == Some(backend.clone())
                 };
                 for connection in table.after(None, usize::MAX, of_backend) {
                     connection.close(CloseReason::BackendLost);
                 }
             }
+            Message::MassClose(number, order) => self.mass_closes.follow(number, order, table),
             Message::List { query, reply } => {
                 let _ = reply.send(self.list(&query));
             }
@@ -289,7 +300,7 @@ impl Worker {
     fn serve(&self, passed: Passed) {
         match tokio::net::TcpStream::from_std(passed.stream) {
             Ok(stream) => self.context.serve(stream, passed.accepted),
-            Err(error) => warn!(%error, "a connection passed on by another worker was lost"),
+            Err(error) => say_lost(&error),
         }
     }
 
@@ -303,8 +314,8 @@ impl Worker {
         let rows = found.iter().filter_map(|connection| {
             Some(Row {
                 serial: connection.serial,
-                route: Arc::clone(&connection.facts.route),
-                pool: Arc::clone(&connection.facts.pool),
+                route: Arc::clone(&connection.facts.names.route),
+                pool: Arc::clone(&connection.facts.names.pool),
                 backend: connection.backend()?,
                 key: connection.facts.key.clone(),
                 client: connection.facts.client,
@@ -322,27 +333,23 @@ impl Worker {
 
 /// The closes of a shutdown, as far as they have gone.
 struct Closes {
-    total: usize,
-    done: usize,
+    pace: MassClose,
     last: Option<Serial>,
-    span: Duration,
 }
 
 impl Closes {
     fn new(total: usize, span: Duration) -> Self {
-        Self { total, done: 0, last: None, span }
+        Self { pace: MassClose::new(total, span), last: None }
     }
 
     /// Closes those that are due. Whoever comes after the beginning has a higher serial, and is
     /// closed once all others are.
     fn go_on(&mut self, table: &Table, elapsed: Duration) {
-        let due = pace::due(self.total, elapsed, self.span);
-        let all = due == self.total;
-        let now = if all { usize::MAX } else { due.saturating_sub(self.done) };
+        let due = self.pace.take_due(elapsed);
+        let now = if self.pace.is_over() { usize::MAX } else { due };
         for connection in table.after(self.last, now, |_| true) {
             connection.close(CloseReason::Shutdown);
             self.last = Some(connection.serial);
-            self.done += 1;
         }
     }
 }
@@ -350,6 +357,7 @@ impl Closes {
 /// Takes connections from one listener on one worker.
 struct Accepter {
     socket: tokio::net::TcpListener,
+    counts: ListenerCounts,
     listener: Arc<Listener>,
     index: usize,
     loads: Arc<Loads>,
@@ -377,7 +385,7 @@ impl Accepter {
         }
         // The listening socket stays readable: without a pause this would spin.
         self.context.shared.metrics.refuse("", "accept_failed");
-        self.context.shared.complain_of_accept(&self.listener.label, error);
+        crate::http::complain_of_accept(&self.listener.label, error);
         tokio::time::sleep(ACCEPT_PAUSE).await;
     }
 
@@ -392,16 +400,13 @@ impl Accepter {
             Ok(admission) => admission,
             Err(over) => return metrics.refuse("", over.label()),
         };
-        if let Err(error) = crate::tcp::prepare(&stream, self.listener.settings.keepalive) {
-            return debug!(%error, "a client was gone before it was served");
-        }
         let worker = self.loads.choose(self.index);
         let accepted = Accepted {
             peer: std::net::SocketAddr::new(address, peer.port()),
             listener: Arc::clone(&self.listener),
             load: self.loads.hold(worker),
             admission,
-            gauge: metrics.accepted(&self.listener.label),
+            gauge: self.counts.accepted(),
         };
         if worker == self.index {
             return self.context.serve(stream, accepted);
@@ -412,7 +417,7 @@ impl Accepter {
     fn pass_on(&self, stream: tokio::net::TcpStream, accepted: Accepted, worker: usize) {
         let stream = match stream.into_std() {
             Ok(stream) => stream,
-            Err(error) => return warn!(%error, "a client connection was lost"),
+            Err(error) => return say_lost(&error),
         };
         // An inbox that is full belongs to a worker that has enough to do: keep it here.
         let passed = Message::Serve(Passed { stream, accepted });
@@ -424,9 +429,16 @@ impl Accepter {
                     let load = self.loads.hold(self.index);
                     self.context.serve(stream, Accepted { load, ..passed.accepted });
                 }
-                Err(error) => warn!(%error, "a client connection was lost"),
+                Err(error) => say_lost(&error),
             }
         }
+    }
+}
+
+/// Says that a connection was lost on its way from one worker to another.
+fn say_lost(error: &io::Error) {
+    if let Some(Allowed { suppressed }) = allowed!() {
+        warn!(%error, suppressed, "a client connection was lost");
     }
 }
 

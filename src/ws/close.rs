@@ -80,6 +80,10 @@ pub enum CloseReason {
     PingTimeout,
     /// The proxy shuts down.
     Shutdown,
+    /// Its backend is drained.
+    Drained,
+    /// Its route left the config.
+    RouteRemoved,
     /// The operator closed it by the admin API, with this code; its text is the connection's.
     ClosedByApi(CloseCode),
     /// The client reads too slowly for what is sent to it.
@@ -97,13 +101,15 @@ impl CloseReason {
             Self::ClientReset => "client_reset",
             Self::BackendClosed(_) => "backend_closed",
             Self::BackendLost => "backend_lost",
-            Self::ClientViolation(FrameError::MessageTooBig { .. })
-            | Self::BackendViolation(FrameError::MessageTooBig { .. }) => "message_too_big",
+            Self::ClientViolation(FrameError::MessageTooBig)
+            | Self::BackendViolation(FrameError::MessageTooBig) => "message_too_big",
             Self::ClientViolation(_) => "client_violation",
             Self::BackendViolation(_) => "backend_violation",
             Self::IdleTimeout => "idle_timeout",
             Self::PingTimeout => "ping_timeout",
             Self::Shutdown => "shutdown",
+            Self::Drained => "drained",
+            Self::RouteRemoved => "route_removed",
             Self::ClosedByApi(_) => "closed_by_api",
             Self::SlowClient => "slow_client",
             Self::Internal => "internal",
@@ -126,10 +132,11 @@ impl CloseReason {
             Self::ClientClosed(code) | Self::BackendClosed(code) => code,
             Self::ClientEnded | Self::ClientReset => None,
             Self::BackendLost => Some(1014),
-            Self::ClientViolation(FrameError::MessageTooBig { .. })
-            | Self::BackendViolation(FrameError::MessageTooBig { .. }) => Some(1009),
+            Self::ClientViolation(FrameError::MessageTooBig)
+            | Self::BackendViolation(FrameError::MessageTooBig) => Some(1009),
             Self::ClientViolation(_) | Self::BackendViolation(_) => Some(1002),
             Self::IdleTimeout | Self::PingTimeout | Self::Shutdown => Some(1001),
+            Self::Drained | Self::RouteRemoved => Some(1012),
             Self::ClosedByApi(code) => Some(code.get()),
             Self::SlowClient => Some(1013),
             Self::Internal => Some(1011),
@@ -145,13 +152,15 @@ impl CloseReason {
             | Self::BackendClosed(_)
             | Self::ClosedByApi(_) => "",
             Self::BackendLost => "backend lost",
-            Self::ClientViolation(FrameError::MessageTooBig { .. })
-            | Self::BackendViolation(FrameError::MessageTooBig { .. }) => "message too big",
+            Self::ClientViolation(FrameError::MessageTooBig)
+            | Self::BackendViolation(FrameError::MessageTooBig) => "message too big",
             Self::ClientViolation(_) => "protocol violation by the client",
             Self::BackendViolation(_) => "protocol violation by the backend",
             Self::IdleTimeout => "idle",
             Self::PingTimeout => "no answer to ping",
             Self::Shutdown => "proxy shuts down",
+            Self::Drained => "backend drained",
+            Self::RouteRemoved => "route removed",
             Self::SlowClient => "client reads too slowly",
             Self::Internal => "internal error",
         }

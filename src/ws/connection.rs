@@ -18,6 +18,7 @@ use bytes::Bytes;
 
 use super::clock::Tick;
 use super::close::{CloseCode, CloseReason};
+use super::frame::Passed;
 use super::relay::Direction;
 
 /// How many bytes of others' messages may wait for a client. An empty queue takes one message of
@@ -76,13 +77,20 @@ impl FromStr for Serial {
     }
 }
 
+/// The names that all connections of a route share.
+#[derive(Debug)]
+pub struct Names {
+    /// The route's.
+    pub route: Arc<str>,
+    /// Its pool's.
+    pub pool: Arc<str>,
+}
+
 /// What does not change while a connection lives.
 #[derive(Debug)]
 pub struct Facts {
-    /// Its route's name.
-    pub route: Arc<str>,
-    /// Its pool's name.
-    pub pool: Arc<str>,
+    /// Where it belongs.
+    pub names: Arc<Names>,
     /// Its key; `None` where the request had none.
     pub key: Option<Arc<str>>,
     /// The address of its client.
@@ -129,7 +137,8 @@ pub struct Connection {
     pub facts: Facts,
     /// The id of its backend; `None` until one has answered 101.
     backend: RefCell<Option<Arc<str>>>,
-    mailbox: RefCell<Mailbox>,
+    /// `None` where nothing waits, as with most connections at most times.
+    mailbox: RefCell<Option<Box<Mailbox>>>,
     close: Cell<Option<CloseReason>>,
     cut: Cell<bool>,
     look_at_clock: Cell<bool>,
@@ -176,16 +185,17 @@ impl Connection {
         if self.close.get().is_some() {
             return Err(Undeliverable::Closing);
         }
-        let mut mailbox = self.mailbox.borrow_mut();
+        let mut slot = self.mailbox.borrow_mut();
+        let mailbox = slot.get_or_insert_default();
         if !mailbox.frames.is_empty() && mailbox.bytes + frame.len() > MAILBOX_BYTES {
-            *mailbox = Mailbox::default();
-            drop(mailbox);
+            *slot = None;
+            drop(slot);
             self.close(CloseReason::SlowClient);
             return Err(Undeliverable::QueueFull);
         }
         mailbox.bytes += frame.len();
         mailbox.frames.push_back(frame);
-        drop(mailbox);
+        drop(slot);
         self.wake();
         Ok(())
     }
@@ -204,7 +214,9 @@ impl Connection {
     pub fn close_by_api(&self, code: CloseCode, text: Box<str>) {
         if self.close.get().is_none() {
             // Whatever else waits there would not be sent any more.
-            *self.mailbox.borrow_mut() = Mailbox { close_text: text, ..Mailbox::default() };
+            let mailbox = Mailbox { close_text: text, ..Mailbox::default() };
+            *self.mailbox.borrow_mut() =
+                (!mailbox.close_text.is_empty()).then(|| Box::new(mailbox));
         }
         self.close(CloseReason::ClosedByApi(code));
     }
@@ -238,18 +250,19 @@ impl Connection {
 
     /// For the relay: the next message that waits.
     pub(super) fn next_message(&self) -> Option<Bytes> {
-        let mut mailbox = self.mailbox.borrow_mut();
+        let mut slot = self.mailbox.borrow_mut();
+        let mailbox = slot.as_mut()?;
         let frame = mailbox.frames.pop_front()?;
         mailbox.bytes -= frame.len();
         if mailbox.frames.is_empty() {
-            mailbox.frames = VecDeque::new(); // an idle connection holds no buffer
+            *slot = None;
         }
         Some(frame)
     }
 
     /// For the relay: whether a message waits.
     pub(super) fn has_messages(&self) -> bool {
-        !self.mailbox.borrow().frames.is_empty()
+        self.mailbox.borrow().is_some()
     }
 
     /// For the relay: the reason to close, if it was asked to.
@@ -259,7 +272,9 @@ impl Connection {
 
     /// For the relay: what the operator's Close says; empty where there is none.
     pub(super) fn close_text(&self) -> Ref<'_, str> {
-        Ref::map(self.mailbox.borrow(), |mailbox| &*mailbox.close_text)
+        Ref::map(self.mailbox.borrow(), |slot| {
+            slot.as_ref().map_or("", |mailbox| &*mailbox.close_text)
+        })
     }
 
     /// For the relay: whether it is to end at once.
@@ -272,8 +287,12 @@ impl Connection {
         self.look_at_clock.replace(false)
     }
 
-    /// For the relay: what a direction has carried so far.
-    pub(super) fn set_counts(&self, counts: [(u64, u64); 2], now: Tick) {
+    /// For the relay: what has passed in a direction since it last said so.
+    pub(super) fn add_passed(&self, direction: Direction, passed: Passed, now: Tick) {
+        let mut counts = self.counts.get();
+        let (messages, bytes) = &mut counts[direction as usize];
+        *messages += u64::from(passed.messages);
+        *bytes += passed.bytes;
         self.counts.set(counts);
         self.last_activity.set(now);
     }

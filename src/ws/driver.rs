@@ -20,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::clock::{Tick, Ticks};
 use super::close::CloseReason;
 use super::first_message::FirstMessage;
+use super::frame::Passed;
 use super::relay::{Direction, Ending, Relay, RelayLimits, Step};
 use super::table::{Entry, READ_BYTES};
 use crate::listen::Stream;
@@ -62,45 +63,90 @@ pub struct Ended {
     pub entry: Entry,
 }
 
-/// A stream, what waits to be written to it, and what was read from it and waits for more.
+/// A stream, and what is kept for it.
 #[derive(Debug)]
 struct End {
     stream: Stream,
-    /// Bytes that the stream did not take yet, from `written` on. Empty, or at most one read and
-    /// the frames that were put in between.
-    unwritten: Vec<u8>,
-    written: usize,
+    /// `None` on an idle connection.
+    kept: Option<Box<Kept>>,
     /// The stream holds bytes of its own that its socket did not take yet: TLS, at most
     /// [`BUFFER_BYTES`](crate::tls::BUFFER_BYTES).
     unflushed: bool,
-    /// Bytes read that can't be judged yet: at most [`CARRY_BYTES`](super::frame::CARRY_BYTES), and before the first turn
-    /// what HTTP had read ahead.
-    carry: Vec<u8>,
     shut_down: bool,
     broken: bool,
 }
 
+/// What waits to be written to a stream, and what was read from it and waits for more. Never both
+/// empty.
+#[derive(Debug, Default)]
+struct Kept {
+    /// Bytes that the stream did not take yet, from `written` on. Empty, or at most one read and
+    /// the frames that were put in between.
+    unwritten: Vec<u8>,
+    written: usize,
+    /// Bytes read that can't be judged yet: at most [`CARRY_BYTES`](super::frame::CARRY_BYTES),
+    /// and before the first turn what HTTP had read ahead.
+    carry: Vec<u8>,
+}
+
 impl End {
     fn new(stream: Stream, read_ahead: Vec<u8>) -> Self {
-        Self {
+        let mut end = Self {
             stream,
-            unwritten: Vec::new(),
-            written: 0,
+            kept: None,
             unflushed: true, // the 101 may still be there
-            carry: read_ahead,
             shut_down: false,
             broken: false,
+        };
+        end.keep_carry(read_ahead);
+        end
+    }
+
+    /// Bytes read that wait for more.
+    fn carry(&self) -> &[u8] {
+        self.kept.as_ref().map_or(&[], |kept| &kept.carry)
+    }
+
+    fn keep_carry(&mut self, bytes: Vec<u8>) {
+        if !bytes.is_empty() {
+            self.kept.get_or_insert_default().carry = bytes;
+        }
+    }
+
+    fn take_carry(&mut self) -> Vec<u8> {
+        let Some(kept) = &mut self.kept else { return Vec::new() };
+        let carry = std::mem::take(&mut kept.carry);
+        self.kept.take_if(|kept| kept.unwritten.is_empty());
+        carry
+    }
+
+    fn has_unwritten(&self) -> bool {
+        self.kept.as_ref().is_some_and(|kept| !kept.unwritten.is_empty())
+    }
+
+    fn keep_unwritten(&mut self, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.kept.get_or_insert_default().unwritten.extend_from_slice(bytes);
+        }
+    }
+
+    fn forget_unwritten(&mut self) {
+        if let Some(kept) = &mut self.kept {
+            (kept.unwritten, kept.written) = (Vec::new(), 0);
+            self.kept.take_if(|kept| kept.carry.is_empty());
         }
     }
 
     /// Writes what waits. `Pending`: some of it still does, and the task is woken for the rest.
     fn poll_unwritten(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.written < self.unwritten.len() {
-            let rest = &self.unwritten[self.written..];
-            self.written += ready!(Pin::new(&mut self.stream).poll_write(context, rest))?;
-        }
-        if !self.unwritten.is_empty() {
-            (self.unwritten, self.written) = (Vec::new(), 0);
+        if let Some(kept) = &mut self.kept
+            && !kept.unwritten.is_empty()
+        {
+            while kept.written < kept.unwritten.len() {
+                let rest = &kept.unwritten[kept.written..];
+                kept.written += ready!(Pin::new(&mut self.stream).poll_write(context, rest))?;
+            }
+            self.forget_unwritten();
             self.unflushed = true;
         }
         self.poll_flush(context)
@@ -126,7 +172,7 @@ impl End {
                 }
             }
         }
-        self.unwritten.extend_from_slice(&bytes[taken..]);
+        self.keep_unwritten(&bytes[taken..]);
         if taken > 0
             && let Poll::Ready(Err(error)) = self.poll_flush(context)
         {
@@ -136,7 +182,7 @@ impl End {
     }
 
     fn is_settled(&self) -> bool {
-        self.broken || (self.unwritten.is_empty() && !self.unflushed)
+        self.broken || !(self.unflushed || self.has_unwritten())
     }
 }
 
@@ -150,8 +196,6 @@ pub struct Driver {
     counts: Arc<RelayCounts>,
     /// Wants to know how the backend begins; `None` for most, and soon for all.
     first_message: Option<Box<FirstMessage>>,
-    /// What of the core's counts has been added to `counts`.
-    counted: [(u64, u64); 2],
     /// When this connection stands in the schedule.
     scheduled: Option<Tick>,
     /// For frames to the backend, of which there is one in a connection's life.
@@ -182,7 +226,6 @@ impl Driver {
             entry: Some(entry),
             counts,
             first_message: None,
-            counted: [(0, 0); 2],
             scheduled: None,
             mask: nonce.mask,
             started: false,
@@ -245,9 +288,9 @@ impl Driver {
         }
     }
 
-    /// The client takes nothing for now, so the backend is not read.
+    /// The client takes nothing for now, so the backend is not read. What its TLS holds counts.
     fn is_stalled(&self) -> bool {
-        !self.client.unwritten.is_empty()
+        !self.client.is_settled()
     }
 
     /// Whether the backend's side of this connection is over. Then its key must not be kept where
@@ -259,7 +302,7 @@ impl Driver {
     /// The first frame often comes in the packet of the 101: what HTTP read ahead goes first.
     fn relay_read_ahead(&mut self, context: &mut Context<'_>, entry: &Entry, now: Tick) {
         for direction in Direction::ALL {
-            let ahead = std::mem::take(&mut self.source(direction).carry);
+            let ahead = self.source(direction).take_carry();
             self.forward(direction, context, &ahead, entry, now);
         }
     }
@@ -271,15 +314,15 @@ impl Driver {
             if !self.flush(direction, context) || !self.core.reads(direction) {
                 return;
             }
-            let kept = self.source(direction).carry.len();
-            scratch[..kept].copy_from_slice(&self.source(direction).carry);
+            let source = self.source(direction);
+            let kept = source.carry().len();
+            scratch[..kept].copy_from_slice(source.carry());
             let mut buffer = ReadBuf::new(&mut scratch[kept..kept + READ_BYTES]);
-            let source = &mut self.source(direction).stream;
-            match Pin::new(source).poll_read(context, &mut buffer) {
+            match Pin::new(&mut source.stream).poll_read(context, &mut buffer) {
                 Poll::Pending => return,
                 Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
                     let length = kept + buffer.filled().len();
-                    self.source(direction).carry = Vec::new();
+                    source.take_carry();
                     self.forward(direction, context, &scratch[..length], entry, now);
                 }
                 Poll::Ready(Ok(())) => return self.source_ended(direction, context, now),
@@ -293,7 +336,7 @@ impl Driver {
     }
 
     fn source_ended(&mut self, direction: Direction, context: &mut Context<'_>, now: Tick) {
-        let rest = std::mem::take(&mut self.source(direction).carry);
+        let rest = self.source(direction).take_carry();
         if self.core.passes_rest(direction) && !rest.is_empty() {
             self.write(direction, context, &rest);
         }
@@ -322,7 +365,7 @@ impl Driver {
                 }
                 Step::Swallow(length) => bytes = &bytes[length..],
                 Step::Keep => {
-                    self.source(direction).carry = bytes.to_vec();
+                    self.source(direction).keep_carry(bytes.to_vec());
                     return;
                 }
             }
@@ -382,7 +425,7 @@ impl Driver {
     fn sink_broke(&mut self, direction: Direction) {
         let sink = self.sink(direction);
         sink.broken = true;
-        sink.unwritten = Vec::new();
+        sink.forget_unwritten();
         match direction {
             Direction::FromClient => self.core.backend_takes_nothing(),
             Direction::FromBackend => self.core.client_reset(),
@@ -408,18 +451,15 @@ impl Driver {
 
     /// Adds what went by since the last turn: a few atomic additions per turn, none per message.
     fn count(&mut self, entry: &Entry, now: Tick) {
-        let counted = Direction::ALL.map(|direction| self.core.counted(direction));
-        if counted == self.counted {
-            return;
-        }
-        for (index, ((messages, bytes), before)) in counted.iter().zip(self.counted).enumerate() {
-            if (*messages, *bytes) != before {
-                self.counts.messages[index].inc_by(messages - before.0);
-                self.counts.bytes[index].inc_by(bytes - before.1);
+        for direction in Direction::ALL {
+            let passed = self.core.take_passed(direction);
+            if passed != Passed::default() {
+                let index = direction as usize;
+                self.counts.messages[index].inc_by(passed.messages.into());
+                self.counts.bytes[index].inc_by(passed.bytes);
+                entry.connection().add_passed(direction, passed, now);
             }
         }
-        self.counted = counted;
-        entry.connection().set_counts(counted, now);
     }
 
     fn schedule(&mut self, entry: &Entry, now: Tick) {

@@ -144,11 +144,8 @@ pub enum FrameError {
     #[error("a length is over 2^63")]
     LengthOverflow,
     /// The message, with this frame, would exceed the limit.
-    #[error("a message is larger than {limit_bytes} bytes")]
-    MessageTooBig {
-        /// The limit that it exceeds.
-        limit_bytes: u64,
-    },
+    #[error("a message is larger than its route allows")]
+    MessageTooBig,
 }
 
 /// Follows frame and message boundaries in one direction of a WebSocket.
@@ -159,12 +156,25 @@ pub struct FrameTracker {
     max_message_bytes: u64,
     /// Bytes of the current data frame's payload that have not come yet.
     payload_left: u64,
-    /// Payload bytes that the open message has so far; `None` between messages.
-    open_message: Option<u64>,
+    /// Payload bytes that the open message has so far; 0 between messages.
+    message_bytes: u64,
+    /// A message has begun that has not ended.
+    in_message: bool,
     /// The current data frame is the last of its message.
     last_fragment: bool,
-    messages: u64,
+    /// [`Passed::messages`] that were not taken yet.
+    messages: u32,
+    /// [`Passed::bytes`] that were not taken yet.
     payload_bytes: u64,
+}
+
+/// Data messages that have ended, and payload bytes of data frames as they are on the wire.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Passed {
+    /// Messages. What is taken once per turn stays far below the 8 GiB of a count too large.
+    pub messages: u32,
+    /// Payload bytes.
+    pub bytes: u64,
 }
 
 /// A header as it stands on the wire.
@@ -192,7 +202,8 @@ impl FrameTracker {
             reserved,
             max_message_bytes,
             payload_left: 0,
-            open_message: None,
+            message_bytes: 0,
+            in_message: false,
             last_fragment: false,
             messages: 0,
             payload_bytes: 0,
@@ -261,7 +272,8 @@ impl FrameTracker {
     fn begin_frame(&mut self, header: &Header) {
         self.payload_left = header.payload_bytes;
         self.last_fragment = header.fin;
-        self.open_message = Some(self.open_message.unwrap_or(0) + header.payload_bytes);
+        self.message_bytes += header.payload_bytes;
+        self.in_message = true;
         if header.payload_bytes == 0 {
             self.end_frame();
         }
@@ -269,7 +281,8 @@ impl FrameTracker {
 
     fn end_frame(&mut self) {
         if self.last_fragment {
-            self.open_message = None;
+            self.message_bytes = 0;
+            self.in_message = false;
             self.messages += 1;
         }
     }
@@ -303,15 +316,15 @@ impl FrameTracker {
     }
 
     fn check_data(&self, header: &Header) -> Result<(), FrameError> {
-        match (header.opcode, self.open_message) {
-            (OPCODE_CONTINUATION, None) => return Err(FrameError::StrayContinuation),
-            (OPCODE_TEXT | OPCODE_BINARY, Some(_)) => return Err(FrameError::NewMessageInside),
+        match (header.opcode, self.in_message) {
+            (OPCODE_CONTINUATION, false) => return Err(FrameError::StrayContinuation),
+            (OPCODE_TEXT | OPCODE_BINARY, true) => return Err(FrameError::NewMessageInside),
             (OPCODE_CONTINUATION..=OPCODE_BINARY, _) => {}
             (opcode, _) => return Err(FrameError::ReservedOpcode(opcode)),
         }
-        let message = self.open_message.unwrap_or(0).saturating_add(header.payload_bytes);
+        let message = self.message_bytes.saturating_add(header.payload_bytes);
         if message > self.max_message_bytes {
-            return Err(FrameError::MessageTooBig { limit_bytes: self.max_message_bytes });
+            return Err(FrameError::MessageTooBig);
         }
         Ok(())
     }
@@ -334,17 +347,16 @@ impl FrameTracker {
 
     /// A data frame of somebody else may go only here.
     pub fn between_messages(&self) -> bool {
-        self.between_frames() && self.open_message.is_none()
+        self.between_frames() && !self.in_message
     }
 
-    /// Data messages that have ended.
-    pub fn messages(&self) -> u64 {
-        self.messages
-    }
-
-    /// Payload bytes of data frames, as they are on the wire.
-    pub fn payload_bytes(&self) -> u64 {
-        self.payload_bytes
+    /// What has passed since the last call of this: once per turn of a relay, so that totals are
+    /// kept in one place.
+    pub fn take_passed(&mut self) -> Passed {
+        Passed {
+            messages: std::mem::take(&mut self.messages),
+            bytes: std::mem::take(&mut self.payload_bytes),
+        }
     }
 }
 
@@ -491,8 +503,8 @@ mod tests {
             kept = rest.to_vec();
             assert!(kept.len() <= CARRY_BYTES, "{} bytes kept", kept.len());
         }
-        seen.messages = tracker.messages();
-        seen.payload_bytes = tracker.payload_bytes();
+        let passed = tracker.take_passed();
+        (seen.messages, seen.payload_bytes) = (passed.messages.into(), passed.bytes);
         seen.between_messages = tracker.between_messages() && kept.is_empty();
         seen
     }
@@ -619,8 +631,8 @@ mod tests {
             (Backend, vec![0x82, 126, 0, 125], FrameError::LengthNotMinimal),
             (Backend, long(65_535), FrameError::LengthNotMinimal),
             (Backend, long(1 << 63), FrameError::LengthOverflow),
-            (Backend, long((1 << 63) - 1), FrameError::MessageTooBig { limit_bytes: 1000 }),
-            (Backend, vec![0x82, 126, 3, 233], FrameError::MessageTooBig { limit_bytes: 1000 }),
+            (Backend, long((1 << 63) - 1), FrameError::MessageTooBig),
+            (Backend, vec![0x82, 126, 3, 233], FrameError::MessageTooBig),
         ];
         for (sender, bytes, error) in cases {
             assert_eq!(error_of(sender, none, &bytes), Some(error), "{bytes:02x?}");
@@ -631,7 +643,7 @@ mod tests {
     fn fragments_count_together_towards_the_largest_message() {
         let mut bytes = encode(&Frame { fin: false, opcode: 2, payload: vec![0; 600] }, false);
         bytes.extend(encode(&Frame { fin: true, opcode: 0, payload: vec![0; 401] }, false));
-        let error = FrameError::MessageTooBig { limit_bytes: 1000 };
+        let error = FrameError::MessageTooBig;
         assert_eq!(error_of(Sender::Backend, ReservedBits::None, &bytes), Some(error));
         let exact = encode(&Frame { fin: true, opcode: 2, payload: vec![0; 1000] }, false);
         assert_eq!(error_of(Sender::Backend, ReservedBits::None, &exact), None);

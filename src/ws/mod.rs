@@ -9,6 +9,7 @@ pub mod driver;
 pub mod first_message;
 pub mod frame;
 pub mod handshake;
+pub mod mass_close;
 pub mod pace;
 pub mod relay;
 pub mod table;

@@ -15,9 +15,66 @@ pub fn due(total: usize, elapsed: Duration, span: Duration) -> usize {
     (due + 1).min(total)
 }
 
+/// A mass close that is under way: how many of it are to be closed now. Every mass close of the
+/// proxy's own goes by this.
+#[derive(Clone, Copy, Debug)]
+pub struct MassClose {
+    total: usize,
+    span: Duration,
+    done: usize,
+}
+
+impl MassClose {
+    /// A mass close of `total` things, evenly over `span`; zero: all at once.
+    pub fn new(total: usize, span: Duration) -> Self {
+        Self { total, span, done: 0 }
+    }
+
+    /// Takes those that have become due: how many they are, `elapsed` after the first call was due.
+    pub fn take_due(&mut self, elapsed: Duration) -> usize {
+        // No less than before, should the clock stand still.
+        let due = due(self.total, elapsed, self.span).max(self.done);
+        due - std::mem::replace(&mut self.done, due)
+    }
+
+    /// How many are not due yet.
+    pub fn left(&self) -> usize {
+        self.total - self.done
+    }
+
+    /// Whether the turn of all has come.
+    pub fn is_over(&self) -> bool {
+        self.left() == 0
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn each_is_taken_once_and_none_before_its_time(
+            total in 0_usize..5000,
+            millis in 0_u64..100_000,
+            mut steps in prop::collection::vec(0_u64..120_000, 1..50),
+        ) {
+            let span = Duration::from_millis(millis);
+            let mut closes = MassClose::new(total, span);
+            steps.sort_unstable();
+            let mut taken = 0;
+            for step in steps {
+                let elapsed = Duration::from_millis(step);
+                taken += closes.take_due(elapsed);
+                prop_assert_eq!(taken, due(total, elapsed, span));
+                prop_assert_eq!(closes.left(), total - taken);
+            }
+            taken += closes.take_due(span);
+            prop_assert!(taken == total && closes.is_over() && closes.take_due(span * 2) == 0);
+        }
+    }
 
     #[test]
     fn closes_are_spread_evenly_over_the_span() {

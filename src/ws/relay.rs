@@ -22,8 +22,8 @@
 use super::clock::{Tick, Ticks};
 use super::close::{CloseReason, ControlBytes, code_of};
 use super::frame::{
-    CONTROL_PAYLOAD_BYTES, ControlFrame, ControlKind, FrameError, FrameTracker, ReservedBits, Scan,
-    Sender, StopAt,
+    CONTROL_PAYLOAD_BYTES, ControlFrame, ControlKind, FrameError, FrameTracker, Passed,
+    ReservedBits, Scan, Sender, StopAt,
 };
 
 /// Who does not answer a Close within this time is cut: 5 s.
@@ -142,7 +142,10 @@ enum Ping {
 pub struct Relay {
     from_client: Flow,
     from_backend: Flow,
-    limits: RelayLimits,
+    /// [`RelayLimits::idle`].
+    idle: Ticks,
+    /// [`RelayLimits::ping`].
+    ping_interval: Ticks,
     /// The first cause of the end.
     reason: Option<CloseReason>,
     /// The proxy closes: it says so to both sides.
@@ -170,7 +173,8 @@ impl Relay {
         Self {
             from_client: Flow::new(Sender::Client, &limits),
             from_backend: Flow::new(Sender::Backend, &limits),
-            limits,
+            idle: limits.idle,
+            ping_interval: limits.ping,
             reason: None,
             closing: false,
             cut: false,
@@ -414,21 +418,21 @@ impl Relay {
         if self.is_ending() {
             return;
         }
-        if !self.limits.idle.is_zero() && now - self.last_frame >= self.limits.idle {
+        if !self.idle.is_zero() && now - self.last_frame >= self.idle {
             return self.close(CloseReason::IdleTimeout, now);
         }
-        if self.limits.ping.is_zero() || self.from_client.ended {
+        if self.ping_interval.is_zero() || self.from_client.ended {
             return;
         }
         let silence = now - self.last_from_client;
-        if silence >= self.limits.ping.times(3) {
+        if silence >= self.ping_interval.times(3) {
             self.close(CloseReason::PingTimeout, now);
-        } else if silence >= self.limits.ping
+        } else if silence >= self.ping_interval
             && self.ping == Ping::None
             && !self.backend_waits_for_pong
         {
             self.ping = Ping::Due;
-        } else if silence < self.limits.ping && self.ping == Ping::Sent {
+        } else if silence < self.ping_interval && self.ping == Ping::Sent {
             // It lives. A pong that still comes is as good as none.
             self.ping = Ping::None;
         }
@@ -439,9 +443,9 @@ impl Relay {
         if self.is_ending() {
             return self.deadline;
         }
-        let idle = (!self.limits.idle.is_zero()).then(|| self.last_frame + self.limits.idle);
-        let ping = (!self.limits.ping.is_zero() && !self.from_client.ended).then(|| {
-            let ping = self.limits.ping;
+        let idle = (!self.idle.is_zero()).then(|| self.last_frame + self.idle);
+        let ping = (!self.ping_interval.is_zero() && !self.from_client.ended).then(|| {
+            let ping = self.ping_interval;
             let silence = now - self.last_from_client;
             self.last_from_client + if silence < ping { ping } else { ping.times(3) }
         });
@@ -491,13 +495,10 @@ impl Relay {
         self.reason.is_some()
     }
 
-    /// Data messages that a direction's source has finished, and their payload bytes.
-    pub fn counted(&self, direction: Direction) -> (u64, u64) {
-        let tracker = match direction {
-            Direction::FromClient => &self.from_client.tracker,
-            Direction::FromBackend => &self.from_backend.tracker,
-        };
-        (tracker.messages(), tracker.payload_bytes())
+    /// Data messages that a direction's source has finished, and their payload bytes, since this
+    /// was last asked.
+    pub fn take_passed(&mut self, direction: Direction) -> Passed {
+        self.flow(direction).tracker.take_passed()
     }
 
     fn flow(&mut self, direction: Direction) -> &mut Flow {
@@ -573,8 +574,10 @@ mod tests {
         let mut relay = relay();
         assert_eq!(carry(&mut relay, FromClient, TEXT_OF_CLIENT, seconds(0)), TEXT_OF_CLIENT);
         assert_eq!(carry(&mut relay, FromBackend, TEXT_OF_BACKEND, seconds(0)), TEXT_OF_BACKEND);
-        assert_eq!(relay.counted(FromClient), (1, 2));
-        assert_eq!(relay.counted(FromBackend), (1, 2));
+        for direction in Direction::ALL {
+            assert_eq!(relay.take_passed(direction), Passed { messages: 1, bytes: 2 });
+            assert_eq!(relay.take_passed(direction), Passed::default(), "told once");
+        }
     }
 
     #[test]

@@ -78,6 +78,20 @@ impl Table {
         found.filter(|connection| wanted(connection)).take(limit).cloned().collect()
     }
 
+    /// Looks at the connections behind a serial in ascending order, at most `limit` of them, and
+    /// tells the last serial that was looked at; `None` if there is none behind.
+    pub fn look(
+        &self,
+        serial: Option<Serial>,
+        limit: usize,
+        mut look: impl FnMut(&Connection),
+    ) -> Option<Serial> {
+        let from = serial.map_or(Bound::Unbounded, Bound::Excluded);
+        let connections = self.connections.borrow();
+        let looked_at = connections.range((from, Bound::Unbounded)).take(limit);
+        looked_at.inspect(|(_, connection)| look(connection)).last().map(|(serial, _)| *serial)
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.connections.borrow().len()

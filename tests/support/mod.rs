@@ -15,6 +15,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 pub mod http;
+pub mod in_process;
+pub mod limits;
 pub mod named;
 pub mod scripted;
 pub mod tls;

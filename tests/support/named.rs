@@ -105,6 +105,8 @@ fn accept(listener: TcpListener, state: Arc<Shared>) -> JoinHandle<()> {
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             if !state.open.load(Ordering::SeqCst) {
+                // A process that another test is just starting may share the socket for a moment.
+                socket2::SockRef::from(&listener).shutdown(std::net::Shutdown::Both).unwrap();
                 return;
             }
             let Ok(stream) = stream else { continue };

@@ -9,7 +9,7 @@ use sha1::{Digest, Sha1};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::frame;
+use crate::frame::{self, READ_BYTES};
 
 const GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 const LARGEST_HEAD: usize = 16 * 1024;
@@ -39,11 +39,7 @@ async fn connection(mut stream: TcpStream) -> io::Result<()> {
         if closed {
             return stream.shutdown().await;
         }
-        if bytes.is_empty() {
-            // Idle connections are counted in memory: hold nothing.
-            bytes = Vec::new();
-            stream.readable().await?;
-        }
+        bytes.reserve(READ_BYTES);
         if stream.read_buf(&mut bytes).await? == 0 {
             return Ok(());
         }
@@ -52,7 +48,7 @@ async fn connection(mut stream: TcpStream) -> io::Result<()> {
 
 /// Answers the handshake; what came behind it is returned.
 async fn shake_hands(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
-    let mut head = Vec::new();
+    let mut head = Vec::with_capacity(READ_BYTES);
     let end = loop {
         if let Some(end) = head.windows(4).position(|four| four == b"\r\n\r\n") {
             break end + 4;

@@ -6,8 +6,13 @@ pub(crate) const PAYLOAD_BYTES: usize = 64;
 pub(crate) const ECHO_BYTES: usize = 2 + PAYLOAD_BYTES;
 /// A message of a client: four more of mask.
 pub(crate) const MESSAGE_BYTES: usize = 6 + PAYLOAD_BYTES;
+/// Room to read into: more than ever comes at once. A read that fills its buffer would be followed
+/// by another that finds nothing, and this side would cost more than what it measures.
+pub(crate) const READ_BYTES: usize = 512;
 /// A client's Close without a code.
 pub(crate) const CLOSE: [u8; 6] = [0x88, 0x80, 0, 0, 0, 0];
+/// The echo server's answer to it.
+pub(crate) const CLOSE_ECHO: [u8; 2] = [0x88, 0];
 
 /// A client's binary message. The mask is zero: nobody here looks at the payload.
 pub(crate) fn message() -> [u8; MESSAGE_BYTES] {

@@ -87,6 +87,12 @@ pub(super) fn resolve(
             Duration::from_secs(10),
             problems,
         ),
+        drain_timeout: duration_or_zero(
+            &mut table,
+            "drain_timeout",
+            Duration::from_secs(60),
+            problems,
+        ),
         keepalive: keepalive(&mut table, Duration::from_secs(30), problems),
         tls: tls::with_backends(&mut table, files, problems),
         backends: backends(&mut table, problems),

@@ -1,0 +1,417 @@
+//! Mass closes from the beginning to the end: of a backend that is drained, of a route that is gone.
+//!
+//! A [`Conductor`] runs on the control runtime. For each mass close it asks the workers who is
+//! there, puts all of it in one line (keys, sessions, and connections that are alone), and then, a
+//! few times a second, tells the workers whose turn has come. The line has no order, and its turns
+//! come evenly over the span, so that reconnects are as spread as the closes.
+//!
+//! A key is let go, in the pool's table, before its connections are told to close: so who joins it
+//! before that is closed with it, and who comes after chooses anew, once the old ones have ended.
+//! From the one to the other a mass close can't be stopped, or connections would stay where their
+//! key is no longer.
+//!
+//! At the end whoever is still there is closed without a turn: who came late, or has no key. A
+//! drained backend stays drained after that; there is just nothing left to do.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, SystemTime};
+
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+use tracing::info;
+
+use crate::fleet::Message;
+use crate::pool::drain::Progress;
+use crate::pool::{Backend, Clearing};
+use crate::ws::close::CloseReason;
+use crate::ws::connection::Serial;
+use crate::ws::mass_close::{Number, Order, Units, Whose};
+use crate::ws::pace::MassClose;
+
+/// How long a step takes: closes within it are made at once.
+const STEP: Duration = Duration::from_millis(50);
+/// How often is looked whether the rest has ended.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// What is closed.
+#[derive(Clone, Debug)]
+pub(crate) enum Target {
+    /// All that a drained backend has.
+    Backend(Clearing),
+    /// All connections of the route of this name, also those that it gets from now on.
+    Route(Arc<str>),
+}
+
+impl Target {
+    fn whose(&self) -> Whose {
+        match self {
+            Self::Backend(Clearing { pool, backend, by_key, .. }) => Whose::Backend {
+                pool: Arc::clone(pool),
+                backend: backend.shared_id(),
+                by_key: *by_key,
+            },
+            Self::Route(name) => Whose::Route(Arc::clone(name)),
+        }
+    }
+
+    /// Whether something may still come of what was under way before it began.
+    fn awaits_more(&self) -> bool {
+        match self {
+            Self::Backend(clearing) => clearing.backend.slots() > 0,
+            Self::Route(_) => false,
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Backend(Clearing { pool, backend, .. }) => {
+                write!(formatter, "backend {pool}/{}", backend.id())
+            }
+            Self::Route(name) => write!(formatter, "route {name}"),
+        }
+    }
+}
+
+/// What is closed at once, in its turn.
+#[derive(PartialEq, Eq, Hash)]
+enum Unit {
+    Key(Arc<str>),
+    Session(Arc<str>),
+    Connection(Serial),
+}
+
+/// One mass close as its owner sees it. Dropping this does not stop it.
+#[derive(Debug)]
+pub(crate) struct Closing {
+    /// How far it has come.
+    #[cfg_attr(not(test), expect(dead_code, reason = "that of a backend is read from it"))]
+    pub(crate) progress: Arc<Progress>,
+    stop: Arc<Notify>,
+}
+
+impl Closing {
+    /// Stops it: what was closed stays closed, what was not stays.
+    pub(crate) fn stop(&self) {
+        // Kept until the task looks, which it does between two steps.
+        self.stop.notify_one();
+    }
+
+    /// Whether it still runs.
+    pub(crate) fn is_under_way(&self) -> bool {
+        // The other one is its task's.
+        Arc::strong_count(&self.stop) > 1
+    }
+}
+
+/// The names of a pool and a backend of it.
+type Name = (Arc<str>, Arc<str>);
+
+/// Runs the mass closes of one proxy.
+pub(crate) struct Conductor {
+    inboxes: Vec<mpsc::Sender<Message>>,
+    control: Handle,
+    next: AtomicU64,
+    tasks: Mutex<JoinSet<()>>,
+    /// Of backends, by pool and id, for as long as there is such a backend.
+    drains: Mutex<HashMap<Name, (Weak<Backend>, Closing)>>,
+}
+
+impl Conductor {
+    /// One that reaches the workers of these inboxes, and runs on the runtime of its caller.
+    pub(crate) fn new(inboxes: Vec<mpsc::Sender<Message>>) -> Arc<Self> {
+        Arc::new(Self {
+            inboxes,
+            control: Handle::current(),
+            next: AtomicU64::new(0),
+            tasks: Mutex::default(),
+            drains: Mutex::default(),
+        })
+    }
+
+    /// Begins to close all of `target`, evenly over `span`, with `reason`. May be called on any
+    /// thread.
+    pub(crate) fn start(&self, target: Target, span: Duration, reason: CloseReason) -> Closing {
+        let progress = match &target {
+            Target::Backend(clearing) => clearing.backend.drain().map(|drain| drain.progress),
+            Target::Route(_) => None,
+        };
+        let progress = progress.unwrap_or_default();
+        let stop = Arc::<Notify>::default();
+        let task = Task {
+            number: self.next.fetch_add(1, Ordering::Relaxed),
+            inboxes: self.inboxes.clone(),
+            target,
+            span,
+            reason,
+            progress: Arc::clone(&progress),
+            stop: Arc::clone(&stop),
+        };
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn_on(task.run(), &self.control);
+        Closing { progress, stop }
+    }
+
+    /// Has the mass close of a backend run if it is drained, and else not. To be called whenever
+    /// that may have changed: calls that cross each other come to the same.
+    pub(crate) fn follow(&self, clearing: &Clearing) {
+        let backend = &clearing.backend;
+        let name = (Arc::clone(&clearing.pool), backend.shared_id());
+        let mut drains = self.drains.lock().unwrap_or_else(PoisonError::into_inner);
+        drains.retain(|_, (backend, _)| backend.strong_count() > 0);
+        if !backend.is_draining() || backend.is_lost() {
+            drains.remove(&name).iter().for_each(|(_, closing)| closing.stop());
+        } else if let Entry::Vacant(vacant) = drains.entry(name) {
+            let target = Target::Backend(clearing.clone());
+            let closing = self.start(target, clearing.span, CloseReason::Drained);
+            vacant.insert((Arc::downgrade(backend), closing));
+        }
+    }
+
+    /// Stops the mass close of a backend that is lost: its connections end all the same.
+    pub(crate) fn lost(&self, pool: &str, backend: &Backend) {
+        let name = (Arc::from(pool), backend.shared_id());
+        let mut drains = self.drains.lock().unwrap_or_else(PoisonError::into_inner);
+        drains.remove(&name).iter().for_each(|(_, closing)| closing.stop());
+    }
+
+    /// Ends all of them at once, because the proxy stops.
+    pub(crate) fn end(&self) {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
+    }
+}
+
+impl fmt::Debug for Conductor {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Conductor").finish_non_exhaustive()
+    }
+}
+
+/// One mass close.
+struct Task {
+    number: Number,
+    inboxes: Vec<mpsc::Sender<Message>>,
+    target: Target,
+    span: Duration,
+    reason: CloseReason,
+    progress: Arc<Progress>,
+    stop: Arc<Notify>,
+}
+
+impl Task {
+    async fn run(self) {
+        let began = Instant::now();
+        let is_done = self.close_in_turn(began).await && self.close_rest().await;
+        self.tell(|| Order::End).await;
+        if is_done {
+            let (closed, took) = (self.progress.total(), began.elapsed());
+            info!(of = %self.target, closed, ?took, "drain done");
+        }
+    }
+
+    /// Closes all that was there when it began. `false`: it was stopped.
+    async fn close_in_turn(&self, began: Instant) -> bool {
+        let mut line: Vec<Unit> = self.line_up().await.into_iter().collect();
+        self.progress.begin(line.len(), SystemTime::now() + self.span);
+        let mut pace = MassClose::new(line.len(), self.span);
+        loop {
+            let due = pace.take_due(began.elapsed());
+            if due > 0 {
+                self.close(line.split_off(line.len() - due)).await;
+                self.progress.set_left(pace.left());
+            }
+            if pace.is_over() {
+                return true;
+            }
+            if self.is_stopped_within(STEP).await {
+                return false;
+            }
+        }
+    }
+
+    /// Closes whoever else is there, until nobody is. `false`: it was stopped.
+    async fn close_rest(&self) -> bool {
+        loop {
+            if let Target::Backend(clearing) = &self.target {
+                clearing.let_go(&clearing.keys());
+                clearing.forget(&clearing.sessions());
+            }
+            let left = self.ask(|reply| Order::CloseRest(self.reason, reply)).await;
+            if left.iter().sum::<usize>() == 0 && !self.target.awaits_more() {
+                return true;
+            }
+            if self.is_stopped_within(LOOK).await {
+                return false;
+            }
+        }
+    }
+
+    /// All that is there, in an order that means nothing.
+    async fn line_up(&self) -> HashSet<Unit> {
+        let mut line = HashSet::new();
+        // First who lives there: who joins a key meanwhile is noted by its worker.
+        loop {
+            let whose = self.target.whose();
+            let seen = self.ask(|reply| Order::Look(whose.clone(), reply)).await;
+            let more = seen.iter().any(|seen| seen.more);
+            for units in seen.into_iter().map(|seen| seen.units) {
+                line.extend(units.keys.into_iter().map(Unit::Key));
+                line.extend(units.connections.into_iter().map(Unit::Connection));
+            }
+            if !more {
+                break;
+            }
+        }
+        if let Target::Backend(clearing) = &self.target {
+            line.extend(clearing.keys().into_iter().map(Unit::Key));
+            line.extend(clearing.sessions().into_iter().map(Unit::Session));
+        }
+        line
+    }
+
+    async fn close(&self, due: Vec<Unit>) {
+        let (mut units, mut sessions) = (Units::default(), Vec::new());
+        for unit in due {
+            match unit {
+                Unit::Key(key) => units.keys.push(key),
+                Unit::Session(id) => sessions.push(id),
+                Unit::Connection(serial) => units.connections.push(serial),
+            }
+        }
+        if let Target::Backend(clearing) = &self.target {
+            clearing.let_go(&units.keys);
+            clearing.forget(&sessions);
+        }
+        let units = Arc::new(units);
+        self.tell(|| Order::Close(Arc::clone(&units), self.reason)).await;
+    }
+
+    async fn tell(&self, order: impl Fn() -> Order) {
+        for inbox in &self.inboxes {
+            // A worker that has ended has no connections.
+            let _ = inbox.send(Message::MassClose(self.number, order())).await;
+        }
+    }
+
+    /// Asks all workers, and waits for those that have not ended.
+    async fn ask<T>(&self, order: impl Fn(oneshot::Sender<T>) -> Order) -> Vec<T> {
+        let mut asked = Vec::with_capacity(self.inboxes.len());
+        for inbox in &self.inboxes {
+            let (reply, answer) = oneshot::channel();
+            let _ = inbox.send(Message::MassClose(self.number, order(reply))).await;
+            asked.push(answer);
+        }
+        let mut answers = Vec::with_capacity(asked.len());
+        for answer in asked {
+            answers.extend(answer.await);
+        }
+        answers
+    }
+
+    async fn is_stopped_within(&self, time: Duration) -> bool {
+        tokio::select! {
+            () = self.stop.notified() => true,
+            () = sleep(time) => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc::Receiver;
+
+    use super::*;
+    use crate::ws::mass_close::Seen;
+
+    const SPAN: Duration = Duration::from_secs(10);
+
+    /// Two workers that have `keys` each, and tell what is closed when.
+    struct World {
+        conductor: Arc<Conductor>,
+        closed: Receiver<(Duration, Units)>,
+    }
+
+    impl World {
+        fn new(keys: [&[&str]; 2]) -> Self {
+            let (inboxes, receivers) = crate::fleet::inboxes(2);
+            let conductor = Conductor::new(inboxes);
+            let (sender, closed) = mpsc::channel(1000);
+            let began = Instant::now();
+            let mut workers = JoinSet::new();
+            for (inbox, keys) in receivers.into_iter().zip(keys) {
+                let keys = keys.iter().map(|key| Arc::from(*key)).collect();
+                workers.spawn(work(inbox, keys, began, sender.clone()));
+            }
+            workers.detach_all();
+            Self { conductor, closed }
+        }
+
+        fn start(&self) -> Closing {
+            let target = Target::Route("gone".into());
+            self.conductor.start(target, SPAN, CloseReason::RouteRemoved)
+        }
+    }
+
+    async fn work(
+        mut inbox: Receiver<Message>,
+        mut keys: Vec<Arc<str>>,
+        began: Instant,
+        closed: mpsc::Sender<(Duration, Units)>,
+    ) {
+        while let Some(Message::MassClose(_, order)) = inbox.recv().await {
+            match order {
+                Order::Look(whose, reply) => {
+                    assert_eq!(whose, Whose::Route("gone".into()));
+                    let one = keys.pop().into_iter().collect();
+                    let units = Units { keys: one, connections: Vec::new() };
+                    reply.send(Seen { units, more: !keys.is_empty() }).unwrap();
+                }
+                Order::Close(units, reason) => {
+                    assert_eq!(reason, CloseReason::RouteRemoved);
+                    closed.send((began.elapsed(), (*units).clone())).await.unwrap();
+                }
+                Order::CloseRest(_, reply) => reply.send(0).unwrap(),
+                Order::End => return,
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn keys_are_closed_one_by_one_on_all_workers_at_once() {
+        let mut world = World::new([&["a", "b", "c", "d"], &["c", "d", "e"]]);
+        let closing = world.start();
+        let mut seen = HashSet::new();
+        for turn in 0..5 {
+            let (at, units) = world.closed.recv().await.unwrap();
+            let (_, other) = world.closed.recv().await.unwrap();
+            assert_eq!(units, other);
+            assert_eq!(units.keys.len(), 1);
+            assert!(at.abs_diff(SPAN / 5 * turn) <= STEP, "{at:?}");
+            seen.extend(units.keys);
+            assert_eq!(closing.progress.total(), 5);
+        }
+        assert_eq!(seen.len(), 5);
+        assert!(world.closed.recv().await.is_none(), "the workers were told that it is over");
+        assert_eq!(closing.progress.left(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_stopped_closes_no_more() {
+        let mut world = World::new([&["a", "b", "c", "d"], &[]]);
+        let closing = world.start();
+        for _ in 0..4 {
+            world.closed.recv().await.unwrap();
+        }
+        closing.stop();
+        assert!(world.closed.recv().await.is_none());
+        assert_eq!((closing.progress.total(), closing.progress.left()), (4, 2));
+    }
+}
