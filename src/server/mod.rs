@@ -294,10 +294,8 @@ fn bind_all(config: &Config) -> Result<Vec<Arc<Listener>>, StartError> {
 }
 
 /// Resolves when told so. A sender that is gone tells the same.
-fn told(mut stop: watch::Receiver<bool>) -> impl Future<Output = ()> + Send + 'static {
-    async move {
-        let _ = stop.wait_for(|stop| *stop).await;
-    }
+async fn told(mut stop: watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 /// Who is told of the changes of all backends: the log, the metrics, and the workers whose
