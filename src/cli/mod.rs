@@ -12,6 +12,7 @@ mod log;
 mod route;
 mod run;
 mod signals;
+mod systemd;
 
 /// Edge reverse proxy and WebSocket load balancer: one key, one backend.
 #[derive(Debug, Parser)]

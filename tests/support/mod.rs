@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 pub mod http;
+pub mod manager;
 pub mod named;
 pub mod scripted;
 pub mod tls;
