@@ -9,6 +9,7 @@ mod ask;
 mod check;
 mod demo;
 mod log;
+mod man;
 mod route;
 mod run;
 mod signals;
@@ -32,6 +33,9 @@ enum Command {
     Demo(demo::Options),
     /// Explain where a request would go, and why.
     Route(route::Options),
+    /// Write the manual pages, one for each command.
+    #[command(hide = true)]
+    Man(man::Options),
 }
 
 /// Names the config file where the command line does not.
@@ -58,5 +62,6 @@ pub fn main(arguments: Cli) -> anyhow::Result<ExitCode> {
         Command::Check(file) => check::check(&file.config),
         Command::Demo(options) => demo::demo(&options),
         Command::Route(options) => route::route(&options),
+        Command::Man(options) => man::man(&options),
     }
 }
