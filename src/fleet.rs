@@ -129,11 +129,6 @@ impl Fleet {
         self.admin_token.store(token.map(Arc::new));
     }
 
-    /// The inboxes of all workers, in their order.
-    pub(crate) fn inboxes(&self) -> &[mpsc::Sender<Message>] {
-        &self.inboxes
-    }
-
     /// Names who carries out [`Order`]s; once.
     pub(crate) fn obey(&self, operator: mpsc::Sender<Order>) {
         let _ = self.operator.set(operator);
@@ -159,12 +154,31 @@ impl Fleet {
         Ok(answer.await.map_err(|_| OrderError::Busy)??)
     }
 
-    /// Tells every worker; waits for a place in each inbox.
-    pub(crate) async fn tell_workers(&self, mut message: impl FnMut() -> Message) {
+    /// Has every worker accept from these listeners too, of which `opened` has a handle for each,
+    /// and from those no more. Returns when they do; a worker that is stuck is not waited for.
+    pub(crate) async fn exchange_doors(
+        &self,
+        mut opened: Vec<(Arc<Listener>, std::vec::IntoIter<std::net::TcpListener>)>,
+        closed: &[Arc<Listener>],
+    ) {
+        let mut answers = Vec::new();
         for inbox in &self.inboxes {
-            // A worker that has ended needs no telling.
-            let _ = inbox.send(message()).await;
+            let doors = opened.iter_mut().filter_map(|(listener, handles)| {
+                Some(Door { listener: Arc::clone(listener), socket: handles.next()? })
+            });
+            let (done, answer) = oneshot::channel();
+            let message = Message::Doors { opened: doors.collect(), closed: closed.to_vec(), done };
+            // A worker that has ended accepts nothing.
+            if inbox.send(message).await.is_ok() {
+                answers.push(answer);
+            }
         }
+        let all = async {
+            for answer in answers {
+                let _ = answer.await;
+            }
+        };
+        let _ = tokio::time::timeout(ASK, all).await;
     }
 
     /// Whether every worker still does what it is asked; as [`all_answer`] says.
@@ -255,10 +269,15 @@ pub(crate) enum Message {
         /// Gets the answer.
         reply: oneshot::Sender<()>,
     },
-    /// Accept from a listener.
-    Listen(Door),
-    /// Accept no more from a listener.
-    Unlisten(Arc<Listener>),
+    /// Accept from other listeners.
+    Doors {
+        /// From these too.
+        opened: Vec<Door>,
+        /// From these no more.
+        closed: Vec<Arc<Listener>>,
+        /// Told when that is so.
+        done: oneshot::Sender<()>,
+    },
     /// Come to an end as planned; the delay of the plan is over.
     Stop(StopPlan),
 }

@@ -21,7 +21,7 @@ use super::Server;
 use crate::admin::{Admin, AdminError};
 use crate::config::diff::{self, Act, Change, Diff, Part, diff};
 use crate::config::{Config, Problems};
-use crate::fleet::{Door, LastReload, Message};
+use crate::fleet::LastReload;
 use crate::http::Snapshot;
 use crate::listen::{Listener, ListenerSettings};
 use crate::observe::access_log::{OpenError, Opened};
@@ -120,18 +120,24 @@ pub struct Planned {
 
 /// All that a reload needs and that could have failed.
 struct Prepared {
-    /// All listeners of the new config, in its order.
-    listeners: Vec<Arc<Listener>>,
-    /// Those of them that workers don't know yet, with a handle for each worker.
-    opened: Vec<(Arc<Listener>, Vec<std::net::TcpListener>)>,
-    /// Listeners that others have taken the place of, on the same socket.
-    replaced: Vec<Arc<Listener>>,
-    /// Listeners whose address is gone from the config.
-    closed: Vec<Arc<Listener>>,
+    listeners: Listeners,
     /// `None`: the admin API stays where it is.
     admin: Option<Option<Admin>>,
     /// `None`: the access log stays as it is.
     access_log: Option<Opened>,
+}
+
+/// What becomes of the listeners.
+#[derive(Default)]
+struct Listeners {
+    /// All of the new config, in its order.
+    all: Vec<Arc<Listener>>,
+    /// Those of them that workers don't know yet, with a handle for each worker.
+    opened: Vec<(Arc<Listener>, Vec<std::net::TcpListener>)>,
+    /// Those that others have taken the place of, on the same socket.
+    replaced: Vec<Arc<Listener>>,
+    /// Those whose address is gone from the config.
+    closed: Vec<Arc<Listener>>,
 }
 
 impl Server {
@@ -215,15 +221,8 @@ impl Server {
     }
 
     async fn prepare(&self, new: &Config) -> Result<Prepared, ReloadError> {
-        let mut prepared = Prepared {
-            listeners: Vec::new(),
-            opened: Vec::new(),
-            replaced: Vec::new(),
-            closed: Vec::new(),
-            admin: None,
-            access_log: None,
-        };
-        self.prepare_listeners(&new.listeners, &mut prepared)?;
+        let listeners = self.prepare_listeners(&new.listeners)?;
+        let mut prepared = Prepared { listeners, admin: None, access_log: None };
         let (old, server) = (&self.config.server, &new.server);
         if old.admin != server.admin {
             prepared.admin = Some(match server.admin {
@@ -237,11 +236,8 @@ impl Server {
         Ok(prepared)
     }
 
-    fn prepare_listeners(
-        &self,
-        settings: &[ListenerSettings],
-        prepared: &mut Prepared,
-    ) -> Result<(), ReloadError> {
+    fn prepare_listeners(&self, settings: &[ListenerSettings]) -> Result<Listeners, ReloadError> {
+        let mut prepared = Listeners::default();
         let known = self.fleet.listeners.load();
         let names = diff::listener_names(&self.config.listeners);
         let mut known: Vec<_> = names.iter().map(|(name, _)| name).zip(known.iter()).collect();
@@ -255,7 +251,7 @@ impl Server {
             let before = position.map(|position| known.swap_remove(position).1);
             let listener = match before {
                 Some(before) if before.settings == *settings => {
-                    prepared.listeners.push(Arc::clone(before));
+                    prepared.all.push(Arc::clone(before));
                     continue;
                 }
                 Some(before) => {
@@ -267,11 +263,11 @@ impl Server {
             let listener = Arc::new(listener);
             let handles = (0..self.fleet.workers()).map(|_| listener.handle());
             let handles = handles.collect::<io::Result<_>>().map_err(failed)?;
-            prepared.listeners.push(Arc::clone(&listener));
+            prepared.all.push(Arc::clone(&listener));
             prepared.opened.push((listener, handles));
         }
         prepared.closed = known.into_iter().map(|(_, listener)| Arc::clone(listener)).collect();
-        Ok(())
+        Ok(prepared)
     }
 
     /// From here on nothing fails.
@@ -286,13 +282,7 @@ impl Server {
         self.watch_backends(&pools);
         let snapshot = Snapshot::new(&new.routes, pools, &shared.metrics, Some(&before));
         shared.snapshot.store(Arc::new(snapshot));
-        self.exchange_listeners(
-            prepared.listeners,
-            prepared.opened,
-            prepared.replaced,
-            prepared.closed,
-        )
-        .await;
+        self.exchange_listeners(prepared.listeners).await;
         if let Some(admin) = prepared.admin {
             self.serve_admin(admin);
         }
@@ -333,26 +323,12 @@ impl Server {
         // The watches of those that are left end with their senders.
     }
 
-    async fn exchange_listeners(
-        &mut self,
-        listeners: Vec<Arc<Listener>>,
-        opened: Vec<(Arc<Listener>, Vec<std::net::TcpListener>)>,
-        replaced: Vec<Arc<Listener>>,
-        closed: Vec<Arc<Listener>>,
-    ) {
-        self.fleet.listeners.store(Arc::new(listeners));
-        for (listener, handles) in opened {
-            let mut handles = handles.into_iter();
-            for inbox in self.fleet.inboxes() {
-                let Some(socket) = handles.next() else { break };
-                let door = Door { listener: Arc::clone(&listener), socket };
-                // A worker that has ended accepts nothing.
-                let _ = inbox.send(Message::Listen(door)).await;
-            }
-        }
-        for gone in replaced.iter().chain(&closed) {
-            self.fleet.tell_workers(|| Message::Unlisten(Arc::clone(gone))).await;
-        }
+    async fn exchange_listeners(&mut self, prepared: Listeners) {
+        let Listeners { all, opened, replaced, closed } = prepared;
+        self.fleet.listeners.store(Arc::new(all));
+        let gone: Vec<Arc<Listener>> = replaced.into_iter().chain(closed.iter().cloned()).collect();
+        let opened = opened.into_iter().map(|(listener, handles)| (listener, handles.into_iter()));
+        self.fleet.exchange_doors(opened.collect(), &gone).await;
         for gone in closed {
             info!(listener = %gone.label, address = %gone.address, "no longer listening");
             gone.close();

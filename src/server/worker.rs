@@ -242,13 +242,17 @@ impl Worker {
     fn handle(&mut self, message: Message) {
         let table = &self.context.table;
         match message {
-            Message::Listen(door) => {
-                let label = Arc::clone(&door.listener.label);
-                if let Err(error) = self.listen(door) {
-                    error!(listener = %label, %error, "a worker can't accept from a listener");
+            Message::Doors { opened, closed, done } => {
+                for door in opened {
+                    let label = Arc::clone(&door.listener.label);
+                    if let Err(error) = self.listen(door) {
+                        error!(listener = %label, %error, "a worker can't accept from a listener");
+                    }
                 }
+                closed.iter().for_each(|listener| self.unlisten(listener));
+                // Whoever asked may have stopped waiting.
+                let _ = done.send(());
             }
-            Message::Unlisten(listener) => self.unlisten(&listener),
             Message::Serve(passed) => self.serve(passed),
             Message::Deliver { serial, frame, reply } => {
                 let delivered = table.get(serial).map(|connection| connection.deliver(frame));
