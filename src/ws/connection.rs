@@ -214,7 +214,8 @@ impl Connection {
     pub fn close_by_api(&self, code: CloseCode, text: Box<str>) {
         if self.close.get().is_none() {
             // Whatever else waits there would not be sent any more.
-            *self.mailbox.borrow_mut() = Mailbox { close_text: text, ..Mailbox::default() };
+            let mailbox = Mailbox { close_text: text, ..Mailbox::default() };
+            *self.mailbox.borrow_mut() = Some(Box::new(mailbox));
         }
         self.close(CloseReason::ClosedByApi(code));
     }
@@ -260,7 +261,7 @@ impl Connection {
 
     /// For the relay: whether a message waits.
     pub(super) fn has_messages(&self) -> bool {
-        self.mailbox.borrow().is_some()
+        self.mailbox.borrow().as_ref().is_some_and(|mailbox| !mailbox.frames.is_empty())
     }
 
     /// For the relay: the reason to close, if it was asked to.
@@ -270,7 +271,9 @@ impl Connection {
 
     /// For the relay: what the operator's Close says; empty where there is none.
     pub(super) fn close_text(&self) -> Ref<'_, str> {
-        Ref::map(self.mailbox.borrow(), |mailbox| &*mailbox.close_text)
+        Ref::map(self.mailbox.borrow(), |mailbox| {
+            mailbox.as_ref().map_or("", |mailbox| &mailbox.close_text)
+        })
     }
 
     /// For the relay: whether it is to end at once.
