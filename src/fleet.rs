@@ -183,6 +183,11 @@ impl Fleet {
         let _ = tokio::time::timeout(ASK, all).await;
     }
 
+    /// Whether every worker still does what it is asked; as [`all_answer`] says.
+    pub(crate) async fn all_answer(&self) -> bool {
+        all_answer(&self.inboxes).await
+    }
+
     /// Says whether the proxy serves and is not about to stop.
     pub(crate) fn set_ready(&self, ready: bool) {
         self.ready.store(ready, Ordering::Release);
@@ -292,6 +297,11 @@ pub(crate) enum Message {
         /// Gets them, in the order of their serials.
         reply: oneshot::Sender<Vec<Row>>,
     },
+    /// Show that it still does what it is asked.
+    Ping {
+        /// Gets the answer.
+        reply: oneshot::Sender<()>,
+    },
     /// Accept from other listeners.
     Doors {
         /// From these too.
@@ -375,6 +385,25 @@ pub(crate) struct Row {
     pub(crate) counts: [(u64, u64); 2],
     /// When a frame last went either way.
     pub(crate) last_activity: SystemTime,
+}
+
+/// Asks each worker for an answer, and waits for it as long as it takes: who asks has the time-out
+/// that fits. `false`: one has ended.
+pub(crate) async fn all_answer(inboxes: &[mpsc::Sender<Message>]) -> bool {
+    let mut answers = Vec::with_capacity(inboxes.len());
+    for inbox in inboxes {
+        let (reply, answer) = oneshot::channel();
+        if inbox.send(Message::Ping { reply }).await.is_err() {
+            return false;
+        }
+        answers.push(answer);
+    }
+    for answer in answers {
+        if answer.await.is_err() {
+            return false;
+        }
+    }
+    true
 }
 
 /// The inboxes of all workers, made before the first of them starts.

@@ -18,6 +18,7 @@ mod connections;
 mod demo;
 mod drain;
 mod log;
+mod man;
 mod print;
 mod rates;
 mod reload;
@@ -25,6 +26,7 @@ mod route;
 mod run;
 mod signals;
 mod status;
+mod systemd;
 
 /// Edge reverse proxy and WebSocket load balancer: one key, one backend.
 #[derive(Debug, Parser)]
@@ -91,6 +93,9 @@ enum Command {
         steadfast completions bash > /etc/bash_completion.d/steadfast\n  \
         steadfast completions zsh > ~/.zfunc/_steadfast")]
     Completions(completions::Options),
+    /// Write the manual pages, one for each command.
+    #[command(hide = true)]
+    Man(man::Options),
 }
 
 /// Names the config file where the command line does not.
@@ -141,6 +146,7 @@ pub fn main(arguments: Cli) -> anyhow::Result<ExitCode> {
         Command::Undrain(options) => drain::undrain(&options),
         Command::Reload(options) => reload::reload(&options),
         Command::Completions(options) => completions::completions(&options),
+        Command::Man(options) => man::man(&options),
     };
     match done {
         // `steadfast connections | head` is no failure.
@@ -159,7 +165,7 @@ mod tests {
     fn the_command_line_is_sound_and_every_help_has_an_example() {
         let mut command = Cli::command();
         command.clone().debug_assert();
-        for subcommand in command.get_subcommands_mut() {
+        for subcommand in command.get_subcommands_mut().filter(|one| !one.is_hide_set()) {
             let name = subcommand.get_name().to_owned();
             let help = subcommand.render_long_help().to_string();
             assert!(help.contains(&format!("\n  steadfast {name}")), "{help}");

@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use super::log::Log;
 use super::signals::{Asked, Signals};
+use super::systemd::Manager;
 use crate::config::watch::Watcher;
 use crate::config::{Config, Loaded, Source};
 use crate::descriptors;
@@ -43,10 +44,14 @@ pub(super) fn run(path: &Path) -> anyhow::Result<ExitCode> {
     on_control_runtime(async move {
         let mut signals = Signals::listen().context("can't listen for signals")?;
         say_capacity(&config);
+        let manager = Manager::of_environment();
         let server = Server::start(config).await?;
+        manager.ready().await;
+        let _alive = manager.watch(server.fleet());
         let watcher = Watcher::new(source.clone(), &loaded);
-        let mut operator = Operator { server, source, watcher, log };
+        let mut operator = Operator { server, source, watcher, log, manager };
         let plan = operator.operate(&mut signals).await;
+        operator.manager.stopping(&plan).await;
         stop(vec![operator.server], plan, &mut signals).await
     })
 }
@@ -70,6 +75,8 @@ struct Operator {
     source: Source,
     watcher: Watcher,
     log: Log,
+    /// Who started the process, and wants to know how it is.
+    manager: Manager,
 }
 
 impl Operator {
@@ -123,12 +130,14 @@ impl Operator {
 
     /// Puts what was read in force, and says how that went.
     async fn take(&mut self, loaded: Loaded) -> Result<Planned, ReloadError> {
+        self.manager.reloading().await;
         let outcome = match loaded.config {
             Ok(config) => self.server.reload(config).await,
             Err(problems) => Err(ReloadError::Invalid(problems)),
         };
         self.server.note_reload(&outcome);
         self.log.set_level(self.server.config().server.log_level);
+        self.manager.reloaded(&outcome).await;
         outcome
     }
 }

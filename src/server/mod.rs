@@ -229,6 +229,11 @@ impl Server {
         self.fleet.obey(operator);
     }
 
+    /// What those see of it who are not on its workers' threads.
+    pub(crate) fn fleet(&self) -> &Arc<Fleet> {
+        &self.fleet
+    }
+
     /// The config in force.
     pub fn config(&self) -> &Config {
         &self.config

@@ -292,6 +292,10 @@ impl Worker {
             Message::List { query, reply } => {
                 let _ = reply.send(self.list(&query));
             }
+            Message::Ping { reply } => {
+                // Whoever asked may have stopped waiting.
+                let _ = reply.send(());
+            }
             // Told twice: the first plan goes on.
             Message::Stop(_) => {}
         }

@@ -137,7 +137,7 @@ pub struct Connection {
     pub facts: Facts,
     /// The id of its backend; `None` until one has answered 101.
     backend: RefCell<Option<Arc<str>>>,
-    /// `None` where nothing waits, as with most connections at most times.
+    /// `None` where no message waits, as with most connections at most times.
     mailbox: RefCell<Option<Box<Mailbox>>>,
     close: Cell<Option<CloseReason>>,
     cut: Cell<bool>,
@@ -215,8 +215,7 @@ impl Connection {
         if self.close.get().is_none() {
             // Whatever else waits there would not be sent any more.
             let mailbox = Mailbox { close_text: text, ..Mailbox::default() };
-            *self.mailbox.borrow_mut() =
-                (!mailbox.close_text.is_empty()).then(|| Box::new(mailbox));
+            *self.mailbox.borrow_mut() = Some(Box::new(mailbox));
         }
         self.close(CloseReason::ClosedByApi(code));
     }
@@ -262,7 +261,7 @@ impl Connection {
 
     /// For the relay: whether a message waits.
     pub(super) fn has_messages(&self) -> bool {
-        self.mailbox.borrow().is_some()
+        self.mailbox.borrow().as_ref().is_some_and(|mailbox| !mailbox.frames.is_empty())
     }
 
     /// For the relay: the reason to close, if it was asked to.
@@ -272,8 +271,8 @@ impl Connection {
 
     /// For the relay: what the operator's Close says; empty where there is none.
     pub(super) fn close_text(&self) -> Ref<'_, str> {
-        Ref::map(self.mailbox.borrow(), |slot| {
-            slot.as_ref().map_or("", |mailbox| &*mailbox.close_text)
+        Ref::map(self.mailbox.borrow(), |mailbox| {
+            mailbox.as_ref().map_or("", |mailbox| &mailbox.close_text)
         })
     }
 

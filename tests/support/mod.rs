@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 pub mod http;
 pub mod in_process;
 pub mod limits;
+pub mod manager;
 pub mod named;
 pub mod scripted;
 pub mod tls;
