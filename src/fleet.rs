@@ -164,14 +164,15 @@ impl Fleet {
         closed: &[Arc<Listener>],
     ) {
         let mut answers = Vec::new();
+        let until = tokio::time::Instant::now() + ASK;
         for inbox in &self.inboxes {
             let doors = opened.iter_mut().filter_map(|(listener, handles)| {
                 Some(Door { listener: Arc::clone(listener), socket: handles.next()? })
             });
             let (done, answer) = oneshot::channel();
             let message = Message::Doors { opened: doors.collect(), closed: closed.to_vec(), done };
-            // A worker that has ended accepts nothing.
-            if inbox.send(message).await.is_ok() {
+            // A worker that has ended accepts nothing; one that is stuck must not hold up others.
+            if let Ok(Ok(())) = tokio::time::timeout_at(until, inbox.send(message)).await {
                 answers.push(answer);
             }
         }
@@ -180,7 +181,7 @@ impl Fleet {
                 let _ = answer.await;
             }
         };
-        let _ = tokio::time::timeout(ASK, all).await;
+        let _ = tokio::time::timeout_at(until, all).await;
     }
 
     /// Whether every worker still does what it is asked; as [`all_answer`] says.

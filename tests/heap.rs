@@ -32,7 +32,7 @@ fn an_idle_connection_takes_little_and_a_message_nothing() {
     steadfast::descriptors::raise_limit();
     let (_backend, address) = echo_server();
     let proxy = InProcess::start(&config(&[("a", address)], &[("server", "workers = 1")]));
-    let proxy = proxy.server().listeners().next().unwrap();
+    let proxy = proxy.server().listeners()[0];
     let mut limits = Limits::read();
 
     // What grows once and stays has grown after the first.

@@ -4,9 +4,9 @@
 //! link some folders away, as a mounted `ConfigMap` does it. So what counts is what stands under
 //! the paths now: a look at them (a `stat` of each) is compared with that of the last reading. The
 //! system's own notices ([`notify`]) only say when to look; without them (too many watches, a file
-//! system that gives none) there is a look every [`POLL`] all the same.
+//! system that gives none) there is a look every second all the same.
 //!
-//! A change is read once nothing has moved for [`QUIET`]: whoever is still writing is not caught
+//! A change is read once nothing has moved for 200 ms: whoever is still writing is not caught
 //! in the middle. What then reads the same as before is no change.
 
 use std::collections::BTreeMap;

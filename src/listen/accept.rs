@@ -213,7 +213,8 @@ mod tests {
                 if address.ip().is_unspecified() {
                     address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
                 }
-                let handle = listener.handle().unwrap();
+                let handle = tokio::net::TcpListener::from_std(listener.handle().unwrap());
+                let handle = handle.unwrap();
                 let _client = std::net::TcpStream::connect(address).unwrap();
                 let (stream, _) = handle.accept().await.unwrap();
                 let socket = SockRef::from(&stream);

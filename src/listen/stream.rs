@@ -167,8 +167,8 @@ mod tests {
             TlsAcceptor::from(Arc::new(server)).accept(accepted),
         );
         (
-            Stream::TlsDialed(Box::new(dialed.unwrap())),
-            Stream::TlsAccepted(Box::new(accepted.unwrap())),
+            Stream::Tls(Box::new(dialed.unwrap().into())),
+            Stream::Tls(Box::new(accepted.unwrap().into())),
         )
     }
 

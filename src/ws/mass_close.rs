@@ -201,7 +201,7 @@ mod tests {
 
     use tokio::sync::oneshot;
 
-    use super::super::connection::Facts;
+    use super::super::connection::{Facts, Names};
     use super::super::table::Entry;
     use super::*;
 
@@ -219,8 +219,7 @@ mod tests {
 
         fn open(&mut self, route: &str, backend: Option<&str>, key: Option<&str>) -> usize {
             let entry = self.table.enter(Facts {
-                route: route.into(),
-                pool: "p".into(),
+                names: Arc::new(Names { route: route.into(), pool: "p".into() }),
                 key: key.map(Arc::from),
                 client: IpAddr::V4(Ipv4Addr::LOCALHOST),
                 since: SystemTime::now(),
