@@ -335,7 +335,7 @@ fn without_ports(text: &str) -> String {
     all
 }
 
-const CLOSE_REASONS: [CloseReason; 17] = [
+const CLOSE_REASONS: [CloseReason; 18] = [
     CloseReason::ClientClosed(None),
     CloseReason::ClientEnded,
     CloseReason::ClientReset,
@@ -347,6 +347,7 @@ const CLOSE_REASONS: [CloseReason; 17] = [
     CloseReason::BackendViolation(FrameError::MessageTooBig),
     CloseReason::IdleTimeout,
     CloseReason::PingTimeout,
+    CloseReason::MaxAge,
     CloseReason::Shutdown,
     CloseReason::Drained,
     CloseReason::RouteRemoved,

@@ -262,7 +262,7 @@ fn route_keys(old: &RouteSettings, new: &RouteSettings) -> Vec<&'static str> {
         response_timeout,
         relay,
     } = new;
-    let RelayPolicy { idle_timeout, ping_interval, max_message } = relay;
+    let RelayPolicy { idle_timeout, ping_interval, max_age, max_message } = relay;
     let keys = Keys::default()
         .of("listener", &old.listener, listener)
         .of("host", &old.host, host)
@@ -278,6 +278,7 @@ fn route_keys(old: &RouteSettings, new: &RouteSettings) -> Vec<&'static str> {
         .of("timeouts.response", &old.response_timeout, response_timeout)
         .of("idle_timeout", &old.relay.idle_timeout, idle_timeout)
         .of("ping_interval", &old.relay.ping_interval, ping_interval)
+        .of("max_age", &old.relay.max_age, max_age)
         .of("max_message", &old.relay.max_message, max_message);
     keys.0
 }

@@ -69,6 +69,7 @@ use crate::ws::connection::{Names, Serial};
 use crate::ws::driver::RelayCounts;
 use crate::ws::frame::ReservedBits;
 use crate::ws::handshake;
+use crate::ws::pace;
 use crate::ws::relay::RelayLimits;
 use crate::ws::table::Table;
 
@@ -99,11 +100,13 @@ impl Route {
         self.live.load(Ordering::Relaxed)
     }
 
-    fn relay_limits(&self, reserved: ReservedBits) -> RelayLimits {
+    /// `random` decides on the age that the connection may reach.
+    fn relay_limits(&self, reserved: ReservedBits, random: u16) -> RelayLimits {
         let policy = &self.settings.relay;
         RelayLimits {
             idle: Ticks::of_limit(policy.idle_timeout),
             ping: Ticks::of_limit(policy.ping_interval),
+            age: Ticks::of_limit(pace::age(policy.max_age, random)),
             max_message_bytes: policy.max_message,
             reserved,
         }

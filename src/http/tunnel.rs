@@ -420,7 +420,7 @@ impl Tunnel {
         let guards = Guards { live, counted, place, accepted: self.accepted, asked };
         let tasks = context.tasks.clone();
         let relayed = Relayed::begin(context, entry, guards, |entry| {
-            let limits = route.relay_limits(reserved);
+            let limits = route.relay_limits(reserved, u16::from_ne_bytes(crate::random::bytes()));
             let (client, backend) = ((client, read_from_client), (stream, read_ahead));
             Driver::new(entry, limits, client, backend, Arc::clone(&route.counts), nonce())
                 .telling(first_message)

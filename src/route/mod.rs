@@ -284,6 +284,7 @@ mod tests {
             relay: RelayPolicy {
                 idle_timeout: Duration::ZERO,
                 ping_interval: Duration::ZERO,
+                max_age: Duration::ZERO,
                 max_message: 0,
             },
         }

@@ -78,6 +78,8 @@ pub enum CloseReason {
     IdleTimeout,
     /// The client was silent for three times the route's `ping_interval`.
     PingTimeout,
+    /// It is as old as its route's `max_age` lets it become.
+    MaxAge,
     /// The proxy shuts down.
     Shutdown,
     /// Its backend is drained.
@@ -107,6 +109,7 @@ impl CloseReason {
             Self::BackendViolation(_) => "backend_violation",
             Self::IdleTimeout => "idle_timeout",
             Self::PingTimeout => "ping_timeout",
+            Self::MaxAge => "max_age",
             Self::Shutdown => "shutdown",
             Self::Drained => "drained",
             Self::RouteRemoved => "route_removed",
@@ -136,7 +139,7 @@ impl CloseReason {
             | Self::BackendViolation(FrameError::MessageTooBig) => Some(1009),
             Self::ClientViolation(_) | Self::BackendViolation(_) => Some(1002),
             Self::IdleTimeout | Self::PingTimeout | Self::Shutdown => Some(1001),
-            Self::Drained | Self::RouteRemoved => Some(1012),
+            Self::Drained | Self::RouteRemoved | Self::MaxAge => Some(1012),
             Self::ClosedByApi(code) => Some(code.get()),
             Self::SlowClient => Some(1013),
             Self::Internal => Some(1011),
@@ -158,6 +161,7 @@ impl CloseReason {
             Self::BackendViolation(_) => "protocol violation by the backend",
             Self::IdleTimeout => "idle",
             Self::PingTimeout => "no answer to ping",
+            Self::MaxAge => "connection is too old",
             Self::Shutdown => "proxy shuts down",
             Self::Drained => "backend drained",
             Self::RouteRemoved => "route removed",

@@ -21,6 +21,8 @@ pub struct RelayPolicy {
     pub idle_timeout: Duration,
     /// A client silent for so long is pinged, silent for two more it is dead; zero: never.
     pub ping_interval: Duration,
+    /// A connection this old, up to a tenth more or less, is closed; zero: never.
+    pub max_age: Duration,
     /// The largest message, in payload bytes on the wire.
     pub max_message: u64,
 }

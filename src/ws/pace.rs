@@ -1,4 +1,4 @@
-//! How mass closes are spread over time, so that clients do not come back as a herd.
+//! How closes of the proxy's own are spread over time, so that clients do not come back as a herd.
 
 use std::time::Duration;
 
@@ -13,6 +13,12 @@ pub fn due(total: usize, elapsed: Duration, span: Duration) -> usize {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "see above")]
     let due = (total as f64 * share) as usize;
     (due + 1).min(total)
+}
+
+/// How old a connection may become where that is limited to `age`: up to a tenth more or less, in
+/// proportion to `random`. So those that came as a herd end evenly over a fifth of their age.
+pub fn age(age: Duration, random: u16) -> Duration {
+    age - age / 10 + age / 5 * u32::from(random) / u32::from(u16::MAX)
 }
 
 /// A mass close that is under way: how many of it are to be closed now. Every mass close of the
@@ -74,6 +80,13 @@ mod tests {
             taken += closes.take_due(span);
             prop_assert!(taken == total && closes.is_over() && closes.take_due(span * 2) == 0);
         }
+    }
+
+    #[test]
+    fn ages_are_spread_over_a_fifth() {
+        let hour = Duration::from_secs(3600);
+        let of = |random| age(hour, random).as_secs();
+        assert_eq!([of(0), of(u16::MAX / 2), of(u16::MAX)], [3240, 3599, 3960]);
     }
 
     #[test]

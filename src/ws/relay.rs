@@ -80,6 +80,8 @@ pub struct RelayLimits {
     pub idle: Ticks,
     /// A client silent for so long is pinged, for three times as long it is dead. Zero: never.
     pub ping: Ticks,
+    /// A connection this old is closed. Zero: never.
+    pub age: Ticks,
     /// The largest message, as on the wire.
     pub max_message_bytes: u64,
     /// The reserved bits that the negotiated extensions use.
@@ -146,6 +148,8 @@ pub struct Relay {
     idle: Ticks,
     /// [`RelayLimits::ping`].
     ping_interval: Ticks,
+    /// When it is too old.
+    expires: Option<Tick>,
     /// The first cause of the end.
     reason: Option<CloseReason>,
     /// The proxy closes: it says so to both sides.
@@ -175,6 +179,7 @@ impl Relay {
             from_backend: Flow::new(Sender::Backend, &limits),
             idle: limits.idle,
             ping_interval: limits.ping,
+            expires: (!limits.age.is_zero()).then(|| now + limits.age),
             reason: None,
             closing: false,
             cut: false,
@@ -421,6 +426,9 @@ impl Relay {
         if !self.idle.is_zero() && now - self.last_frame >= self.idle {
             return self.close(CloseReason::IdleTimeout, now);
         }
+        if self.expires.is_some_and(|expires| now >= expires) {
+            return self.close(CloseReason::MaxAge, now);
+        }
         if self.ping_interval.is_zero() || self.from_client.ended {
             return;
         }
@@ -449,10 +457,7 @@ impl Relay {
             let silence = now - self.last_from_client;
             self.last_from_client + if silence < ping { ping } else { ping.times(3) }
         });
-        match (idle, ping) {
-            (Some(idle), Some(ping)) => Some(idle.min(ping)),
-            (idle, ping) => idle.or(ping),
-        }
+        [idle, ping, self.expires].into_iter().flatten().min()
     }
 
     fn is_ending(&self) -> bool {
@@ -535,10 +540,31 @@ mod tests {
         let limits = RelayLimits {
             idle: Ticks::from_secs(idle),
             ping: Ticks::from_secs(ping),
+            age: Ticks::default(),
             max_message_bytes: 1000,
             reserved: ReservedBits::None,
         };
         Relay::new(limits, PING_PAYLOAD, seconds(0))
+    }
+
+    #[test]
+    fn who_is_too_old_is_told_as_1012() {
+        let limits = RelayLimits {
+            idle: Ticks::from_secs(90),
+            ping: Ticks::default(),
+            age: Ticks::from_secs(100),
+            max_message_bytes: 1000,
+            reserved: ReservedBits::None,
+        };
+        let mut relay = Relay::new(limits, PING_PAYLOAD, seconds(0));
+        assert_eq!(relay.next_tick(seconds(0)), Some(seconds(90)));
+        carry(&mut relay, FromClient, TEXT_OF_CLIENT, seconds(80));
+        assert_eq!(relay.next_tick(seconds(80)), Some(seconds(100)));
+        relay.tick(seconds(99));
+        assert!(!relay.has_reason());
+        relay.tick(seconds(100));
+        assert_eq!(relay.reason(), CloseReason::MaxAge);
+        assert_eq!(code(&said(&mut relay, FromBackend)), 1012);
     }
 
     /// Shows bytes to the core as a driver does, and returns what its sink gets.

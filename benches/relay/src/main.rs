@@ -58,7 +58,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::limits::Limits;
 use crate::ring::Ring;
 use crate::route::key::{KeySource, RequestFacts, find_key};
-use crate::route::{HostPattern, Learn, PathPattern, RouteSettings, Router};
+use crate::route::{HostPattern, Learn, OnRemoved, PathPattern, RouteSettings, Router};
 use crate::stream::Stream;
 use crate::ws::RelayPolicy;
 use crate::ws::clock::{Tick, Ticks};
@@ -174,6 +174,7 @@ const OUR_PING: [u8; 8] = *b"steadily";
 const LIMITS: RelayLimits = RelayLimits {
     idle: Ticks::from_secs(0),
     ping: Ticks::from_secs(PING_SECONDS),
+    age: Ticks::from_secs(0),
     max_message_bytes: 16 * 1024 * 1024,
     reserved: ReservedBits::None,
 };
@@ -196,7 +197,7 @@ fn frame(direction: Direction, first: u8, payload: &[u8]) -> Vec<u8> {
 fn carry(relay: &mut Relay, direction: Direction, bytes: &[u8], mut message: bool, now: Tick) {
     let mut bytes = black_box(bytes);
     while !bytes.is_empty() {
-        while let Some(frame) = relay.insert(direction, [0; 4]) {
+        while let Some(frame) = relay.insert(direction, [0; 4], "") {
             black_box(frame.as_ref());
         }
         if message && relay.takes_message() {
@@ -295,7 +296,7 @@ fn ping_of_our_own(times: usize) {
     for _ in 0..times {
         now = now + Ticks::from_secs(PING_SECONDS);
         relay.tick(now);
-        let ping = relay.insert(FromBackend, [0; 4]).expect("the client was silent");
+        let ping = relay.insert(FromBackend, [0; 4], "").expect("the client was silent");
         black_box(ping.as_ref());
         carry(&mut relay, FromClient, &pong, false, now);
         black_box(relay.next_tick(now));
@@ -340,12 +341,14 @@ fn route(number: usize) -> RouteSettings {
         sticky_cookie: None,
         learn: Learn::Off,
         allowed_origins: Vec::new(),
+        on_removed: OnRemoved::Drain,
         max_connections: 0,
         body_timeout: Duration::ZERO,
         response_timeout: Duration::ZERO,
         relay: RelayPolicy {
             idle_timeout: Duration::ZERO,
             ping_interval: Duration::ZERO,
+            max_age: Duration::ZERO,
             max_message: 0,
         },
     }

@@ -272,6 +272,7 @@ fn relay(table: &mut Cursor<'_>, problems: &mut Problems) -> RelayPolicy {
     RelayPolicy {
         idle_timeout: duration_or_zero(table, "idle_timeout", Duration::ZERO, problems),
         ping_interval: duration_or_zero(table, "ping_interval", Duration::from_secs(45), problems),
+        max_age: duration_or_zero(table, "max_age", Duration::ZERO, problems),
         max_message: size(table, "max_message", 16 << 20, &MESSAGE, problems),
     }
 }
