@@ -58,7 +58,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::limits::Limits;
 use crate::ring::Ring;
 use crate::route::key::{KeySource, RequestFacts, find_key};
-use crate::route::{HostPattern, Learn, PathPattern, RouteSettings, Router};
+use crate::route::{HostPattern, Learn, OnRemoved, PathPattern, RouteSettings, Router};
 use crate::stream::Stream;
 use crate::ws::RelayPolicy;
 use crate::ws::clock::{Tick, Ticks};
@@ -196,7 +196,7 @@ fn frame(direction: Direction, first: u8, payload: &[u8]) -> Vec<u8> {
 fn carry(relay: &mut Relay, direction: Direction, bytes: &[u8], mut message: bool, now: Tick) {
     let mut bytes = black_box(bytes);
     while !bytes.is_empty() {
-        while let Some(frame) = relay.insert(direction, [0; 4]) {
+        while let Some(frame) = relay.insert(direction, [0; 4], "") {
             black_box(frame.as_ref());
         }
         if message && relay.takes_message() {
@@ -295,7 +295,7 @@ fn ping_of_our_own(times: usize) {
     for _ in 0..times {
         now = now + Ticks::from_secs(PING_SECONDS);
         relay.tick(now);
-        let ping = relay.insert(FromBackend, [0; 4]).expect("the client was silent");
+        let ping = relay.insert(FromBackend, [0; 4], "").expect("the client was silent");
         black_box(ping.as_ref());
         carry(&mut relay, FromClient, &pong, false, now);
         black_box(relay.next_tick(now));
@@ -338,6 +338,7 @@ fn route(number: usize) -> RouteSettings {
         pool: "pool".to_owned(),
         key: vec![KeySource::Cookie("room".to_owned()), KeySource::Query("room".to_owned())],
         sticky_cookie: None,
+        on_removed: OnRemoved::Drain,
         learn: Learn::Off,
         allowed_origins: Vec::new(),
         max_connections: 0,
