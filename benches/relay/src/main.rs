@@ -339,6 +339,7 @@ fn route(number: usize) -> RouteSettings {
         pool: "pool".to_owned(),
         key: vec![KeySource::Cookie("room".to_owned()), KeySource::Query("room".to_owned())],
         sticky_cookie: None,
+        on_removed: OnRemoved::Drain,
         learn: Learn::Off,
         allowed_origins: Vec::new(),
         on_removed: OnRemoved::Drain,
