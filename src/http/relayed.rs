@@ -153,7 +153,7 @@ mod tests {
     #[test]
     #[cfg(target_pointer_width = "64")]
     fn its_task_fits_in_512_bytes() {
-        let left = 512 - 104 - size_of::<Relayed>();
-        assert!(left < 128, "{left} bytes are left");
+        let size = size_of::<Relayed>();
+        assert!((281..=408).contains(&size), "{size} bytes");
     }
 }

@@ -22,6 +22,9 @@ pub struct Tick(u32);
 pub struct Ticks(u32);
 
 impl Tick {
+    /// A moment that does not come.
+    pub const NEVER: Self = Self(u32::MAX);
+
     /// The moment so long after the beginning.
     pub fn at(since_start: Duration) -> Self {
         Self(Ticks::from(since_start).0)

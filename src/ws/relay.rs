@@ -148,8 +148,8 @@ pub struct Relay {
     idle: Ticks,
     /// [`RelayLimits::ping`].
     ping_interval: Ticks,
-    /// When it is too old.
-    expires: Option<Tick>,
+    /// When it is too old; [`Tick::NEVER`], which is shorter than an option, where it never is.
+    expires: Tick,
     /// The first cause of the end.
     reason: Option<CloseReason>,
     /// The proxy closes: it says so to both sides.
@@ -179,7 +179,7 @@ impl Relay {
             from_backend: Flow::new(Sender::Backend, &limits),
             idle: limits.idle,
             ping_interval: limits.ping,
-            expires: (!limits.age.is_zero()).then(|| now + limits.age),
+            expires: if limits.age.is_zero() { Tick::NEVER } else { now + limits.age },
             reason: None,
             closing: false,
             cut: false,
@@ -426,7 +426,7 @@ impl Relay {
         if !self.idle.is_zero() && now - self.last_frame >= self.idle {
             return self.close(CloseReason::IdleTimeout, now);
         }
-        if self.expires.is_some_and(|expires| now >= expires) {
+        if now >= self.expires {
             return self.close(CloseReason::MaxAge, now);
         }
         if self.ping_interval.is_zero() || self.from_client.ended {
@@ -457,7 +457,8 @@ impl Relay {
             let silence = now - self.last_from_client;
             self.last_from_client + if silence < ping { ping } else { ping.times(3) }
         });
-        [idle, ping, self.expires].into_iter().flatten().min()
+        let expires = (self.expires < Tick::NEVER).then_some(self.expires);
+        [idle, ping, expires].into_iter().flatten().min()
     }
 
     fn is_ending(&self) -> bool {
