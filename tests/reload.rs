@@ -486,7 +486,10 @@ fn the_connections_of_a_route_that_leaves_are_kept_drained_or_closed() {
 fn a_pool_that_leaves_is_drained_and_may_return() {
     let backends = [Named::start("a"), Named::start("b")];
     let other = "\n[pool.other]\nhealth.kind = \"off\"\n";
-    let other = format!("{other}backends = [{{ id = \"b\", address = {:?} }}]\n", backends[1].address.to_string());
+    let other = format!(
+        "{other}backends = [{{ id = \"b\", address = {:?} }}]\n",
+        backends[1].address.to_string()
+    );
     let pool = [("pool", "drain_timeout = \"60s\""), ("route", "on_removed = \"keep\"")];
     let both = config(&[("a", backends[0].address)], &pool) + &other;
     let proxy = Proxy::start(&both);

@@ -342,7 +342,6 @@ fn route(number: usize) -> RouteSettings {
         on_removed: OnRemoved::Drain,
         learn: Learn::Off,
         allowed_origins: Vec::new(),
-        on_removed: OnRemoved::Drain,
         max_connections: 0,
         body_timeout: Duration::ZERO,
         response_timeout: Duration::ZERO,
