@@ -438,10 +438,10 @@ fn a_backend_that_returns_to_the_config_keeps_what_it_still_has() {
         kept += usize::from(frame.payload == b"still here");
     }
     assert!(kept + 3 >= at_b.len() && kept > 0, "{kept} of {}", at_b.len());
-    // The very backend: its connections count on.
+    // The very backend: its keys count on.
     let pools = proxy.json("/v1/pools");
     let b = pools["pools"][0]["backends"].as_array().unwrap().iter().find(|one| one["id"] == "b");
-    assert_eq!(b.unwrap()["connections"], kept, "{pools}");
+    assert_eq!(b.unwrap()["keys"], kept, "{pools}");
 }
 
 #[test]
@@ -510,7 +510,7 @@ fn a_pool_that_leaves_is_drained_and_may_return() {
     let kept = kept.count();
     assert!(kept >= 7, "{kept}");
     let pools = proxy.json("/v1/pools");
-    assert_eq!(pools["pools"][0]["backends"][0]["connections"], kept, "{pools}");
+    assert_eq!(pools["pools"][0]["backends"][0]["keys"], kept, "{pools}");
 }
 
 /// What one client does all the time: says something and wants it back.
