@@ -420,7 +420,8 @@ fn a_backend_that_leaves_the_config_is_drained() {
 #[test]
 fn a_backend_that_returns_to_the_config_keeps_what_it_still_has() {
     let backends = [Named::start("a"), Named::start("b")];
-    let pool = [("pool", "drain_timeout = \"60s\"")];
+    // So long that one has its turn, and the next is far.
+    let pool = [("pool", "drain_timeout = \"600s\"")];
     let both = config(&named::addresses(&backends), &pool);
     let proxy = Proxy::start(&both);
     let clients = clients_of(&proxy, 30);
@@ -490,7 +491,7 @@ fn a_pool_that_leaves_is_drained_and_may_return() {
         "{other}backends = [{{ id = \"b\", address = {:?} }}]\n",
         backends[1].address.to_string()
     );
-    let pool = [("pool", "drain_timeout = \"60s\""), ("route", "on_removed = \"keep\"")];
+    let pool = [("pool", "drain_timeout = \"600s\""), ("route", "on_removed = \"keep\"")];
     let both = config(&[("a", backends[0].address)], &pool) + &other;
     let proxy = Proxy::start(&both);
     let clients = clients_of(&proxy, 10);
