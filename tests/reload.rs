@@ -514,6 +514,19 @@ fn a_pool_that_leaves_is_drained_and_may_return() {
     assert_eq!(pools["pools"][0]["backends"][0]["connections"], kept, "{pools}");
 }
 
+#[test]
+fn a_new_address_holds_for_requests_too_that_would_find_a_kept_connection() {
+    let backends = Backend::fleet(&["old", "new"]);
+    let of = |backend: &Backend| config(&[("a", backend.address)], &[]);
+    let proxy = Proxy::start(&of(&backends[0]));
+    // Again and again, so that every worker has a connection that it keeps.
+    let answers = || (0..20).map(|_| get(proxy.address, "/health").text()).collect::<Vec<_>>();
+    assert!(answers().iter().all(|answer| answer.contains("old")));
+    reload(&proxy, &of(&backends[1]));
+    let answers = answers();
+    assert!(answers.iter().all(|answer| answer.contains("new")), "{answers:?}");
+}
+
 /// What one client does all the time: says something and wants it back.
 struct Talker {
     stop: Arc<AtomicBool>,
