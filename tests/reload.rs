@@ -527,6 +527,35 @@ fn a_new_address_holds_for_requests_too_that_would_find_a_kept_connection() {
     assert!(answers.iter().all(|answer| answer.contains("new")), "{answers:?}");
 }
 
+/// When the kernel's keep-alive would first look after the proxy's socket to a client.
+fn keep_alive_of(client: &TcpStream) -> Option<u64> {
+    let of = |address: SocketAddr| {
+        let SocketAddr::V4(address) = address else { panic!("{address}") };
+        format!("{:08X}:{:04X}", address.ip().to_bits().swap_bytes(), address.port())
+    };
+    let ends =
+        format!("{} {} 01", of(client.peer_addr().unwrap()), of(client.local_addr().unwrap()));
+    let all = fs::read_to_string("/proc/net/tcp").unwrap();
+    let line = all.lines().find(|line| line.contains(&ends))?;
+    // In hundredths of a second; 02 is the timer of keep-alive, any other stands before it.
+    let timer = line.split_whitespace().nth(5)?.strip_prefix("02:")?;
+    u64::from_str_radix(timer, 16).ok().map(|hundredths| hundredths / 100)
+}
+
+#[test]
+fn another_keep_alive_holds_for_those_who_come_then() {
+    let backend = Named::start("a");
+    let of = |keepalive| config(&[("a", backend.address)], &[("listener", keepalive)]);
+    let proxy = Proxy::start(&of("keepalive = \"60s\""));
+    let told = |client: &Ws| eventually("its timer is set", || keep_alive_of(&client.stream));
+    let before = ws::open(proxy.address, "/?room=r");
+    assert!(told(&before) <= 60);
+    reload(&proxy, &of("keepalive = \"600s\""));
+    let after = ws::open(proxy.address, "/?room=r");
+    assert!((500..=600).contains(&told(&after)), "{} s", told(&after));
+    assert!(told(&before) <= 60);
+}
+
 /// What one client does all the time: says something and wants it back.
 struct Talker {
     stop: Arc<AtomicBool>,
