@@ -556,6 +556,27 @@ fn another_keep_alive_holds_for_those_who_come_then() {
     assert!(told(&before) <= 60);
 }
 
+#[test]
+fn a_route_that_returns_counts_what_it_still_has() {
+    let backend = Named::start("a");
+    let route = [("route", "on_removed = \"keep\"\nmax_connections = 1")];
+    let with = config(&[("a", backend.address)], &route);
+    let proxy = Proxy::start(&with);
+    let client = ws::open(proxy.address, "/?room=r");
+    client.expect_text("a");
+    let counts = || {
+        let status = proxy.json("/v1/status");
+        (status["connections"].clone(), status["routes"][0]["connections"].clone())
+    };
+    reload(&proxy, &with.replace("name = \"all\"", "name = \"other\""));
+    assert_eq!(counts(), (json!(1), json!(0)));
+    reload(&proxy, &with);
+    assert_eq!(counts(), (json!(1), json!(1)));
+    assert_eq!(ws::ask(proxy.address, "/?room=r", &[]).answer.status, 503, "the route is full");
+    drop(client);
+    eventually("it has ended", || (counts() == (json!(0), json!(0))).then_some(()));
+}
+
 /// What one client does all the time: says something and wants it back.
 struct Talker {
     stop: Arc<AtomicBool>,
