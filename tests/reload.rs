@@ -577,6 +577,26 @@ fn a_route_that_returns_counts_what_it_still_has() {
     eventually("it has ended", || (counts() == (json!(0), json!(0))).then_some(()));
 }
 
+#[test]
+fn a_file_that_never_ends_does_not_keep_the_process_from_being_stopped() {
+    let backend = Named::start("a");
+    let of = |server| config(&[("a", backend.address)], &[("server", server)]);
+    let mut proxy = Proxy::start(&of(""));
+    let pipe = proxy.folder().join("token");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let plan = of("admin_token = \"file:token\"");
+    let asking = support::connect(proxy.admin);
+    let length = plan.len();
+    let head = format!(
+        "POST /v1/plan HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {length}\r\n\r\n{plan}"
+    );
+    support::send(&asking, head.as_bytes());
+    // Opened once the proxy opens it too; it waits for what never comes.
+    let _writer = fs::File::create(&pipe).unwrap();
+    proxy.process.signal("TERM");
+    assert!(proxy.process.wait_for_exit_within(Duration::from_secs(5)).success());
+}
+
 /// What one client does all the time: says something and wants it back.
 struct Talker {
     stop: Arc<AtomicBool>,
