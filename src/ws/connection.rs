@@ -129,7 +129,6 @@ struct Mailbox {
 }
 
 /// One client WebSocket.
-#[derive(Debug)]
 pub struct Connection {
     /// Its number.
     pub serial: Serial,
@@ -142,7 +141,9 @@ pub struct Connection {
     close: Cell<Option<CloseReason>>,
     cut: Cell<bool>,
     look_at_clock: Cell<bool>,
-    waker: RefCell<Option<Waker>>,
+    /// A cell, which is 8 bytes shorter than a `RefCell`: with them a connection is in the next
+    /// class of the allocator, of 224 bytes instead of 192.
+    waker: Cell<Option<Waker>>,
     /// Messages and payload bytes from the client, then from the backend.
     counts: Cell<[(u64, u64); 2]>,
     last_activity: Cell<Tick>,
@@ -159,7 +160,7 @@ impl Connection {
             close: Cell::new(None),
             cut: Cell::new(false),
             look_at_clock: Cell::new(false),
-            waker: RefCell::default(),
+            waker: Cell::new(None),
             counts: Cell::default(),
             last_activity: Cell::new(now),
         }
@@ -238,18 +239,20 @@ impl Connection {
     }
 
     fn wake(&self) {
-        if let Some(waker) = self.waker.borrow().as_ref() {
+        if let Some(waker) = self.waker.take() {
             waker.wake_by_ref();
+            self.waker.set(Some(waker));
         }
     }
 
     /// For the relay: who is to be woken when something was asked of it.
     pub(super) fn set_waker(&self, waker: &Waker) {
-        let mut slot = self.waker.borrow_mut();
-        match slot.as_mut() {
-            Some(slot) => slot.clone_from(waker),
-            None => *slot = Some(waker.clone()),
-        }
+        let known = self.waker.take().map(|mut known| {
+            // Nothing to do where it is the same, as it nearly always is.
+            known.clone_from(waker);
+            known
+        });
+        self.waker.set(Some(known.unwrap_or_else(|| waker.clone())));
     }
 
     /// For the relay: the next message that waits.
@@ -309,5 +312,25 @@ impl Connection {
     /// When a frame last went either way, by its worker's clock.
     pub fn last_activity(&self) -> Tick {
         self.last_activity.get()
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = formatter.debug_struct("Connection");
+        shown.field("serial", &self.serial).field("facts", &self.facts).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// With the two counts of its `Rc`, which stand before it.
+    #[test]
+    #[cfg(target_pointer_width = "64")]
+    fn it_fits_into_a_block_of_192_bytes() {
+        let size = size_of::<Connection>() + 16;
+        assert!(size <= 192, "{size} bytes");
     }
 }
