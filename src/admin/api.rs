@@ -14,6 +14,7 @@ use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 
 use super::guard::Guard;
+use super::messages;
 use super::problem::Problem;
 use crate::explain::{self, Door, Explanation, Question};
 use crate::fleet::{self, Fleet, OrderError, Row};
@@ -24,6 +25,7 @@ use crate::pool::{Backend, DrainCause, Pool};
 use crate::server::reload::{Planned, ReloadError};
 use crate::ws::close::{CLOSE_CODES, CLOSE_TEXT_BYTES, CloseCode};
 use crate::ws::connection::Serial;
+use crate::ws::rooms::Room;
 
 const DEFAULT_LIMIT: usize = 100;
 const LARGEST_LIMIT: usize = 1000;
@@ -43,6 +45,7 @@ pub(super) fn router(fleet: Arc<Fleet>, guard: Arc<Guard>) -> Router {
         .route("/v1/status", get(status))
         .route("/v1/reload", post(reload))
         .route("/v1/plan", post(plan).layer(DefaultBodyLimit::max(CONFIG_BYTES)))
+        .merge(messages::routes())
         .layer(middleware::from_fn_with_state(Arc::clone(&guard), authorize));
     Router::new()
         .route("/healthz", get(|| async { "alive\n" }))
@@ -237,6 +240,7 @@ struct Filter {
     pool: Option<String>,
     key: Option<String>,
     backend: Option<String>,
+    room: Option<String>,
     limit: Option<usize>,
     cursor: Option<String>,
 }
@@ -256,6 +260,7 @@ struct ConnectionView {
     pool: String,
     route: String,
     key: Option<String>,
+    rooms: Vec<String>,
     client: String,
     /// Times are in Unix milliseconds.
     since: u64,
@@ -282,7 +287,9 @@ async fn connections(
         }
         None => None,
     };
+    let room = filter.room.map(|room| Room::new(&room)).transpose();
     let query = fleet::Query {
+        room: room.map_err(|error| bad(error.to_string()))?,
         pool: filter.pool,
         key: filter.key,
         backend: filter.backend,
@@ -433,11 +440,11 @@ impl From<OrderError> for Problem {
     }
 }
 
-fn no_connection() -> Problem {
+pub(super) fn no_connection() -> Problem {
     Problem::new(StatusCode::NOT_FOUND, "no connection of this proxy has this id")
 }
 
-fn no_answer() -> Problem {
+pub(super) fn no_answer() -> Problem {
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, "a worker does not answer; try again")
 }
 
@@ -513,6 +520,7 @@ fn connection_view(fleet: &Fleet, row: Row) -> ConnectionView {
         pool: row.pool.to_string(),
         route: row.route.to_string(),
         key: row.key.map(|key| key.to_string()),
+        rooms: row.rooms.iter().map(Room::to_string).collect(),
         client: row.client.to_string(),
         since: unix_millis(row.since),
         messages_from_client,

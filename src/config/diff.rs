@@ -256,6 +256,7 @@ fn route_keys(old: &RouteSettings, new: &RouteSettings) -> Vec<&'static str> {
         sticky_cookie,
         learn,
         allowed_origins,
+        rooms,
         on_removed,
         max_connections,
         body_timeout,
@@ -272,6 +273,7 @@ fn route_keys(old: &RouteSettings, new: &RouteSettings) -> Vec<&'static str> {
         .of("sticky_cookie", &old.sticky_cookie, sticky_cookie)
         .of("learn", &old.learn, learn)
         .of("allowed_origins", &old.allowed_origins, allowed_origins)
+        .of("rooms", &old.rooms, rooms)
         .of("on_removed", &old.on_removed, on_removed)
         .of("max_connections", &old.max_connections, max_connections)
         .of("timeouts.body", &old.body_timeout, body_timeout)

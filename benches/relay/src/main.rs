@@ -339,9 +339,9 @@ fn route(number: usize) -> RouteSettings {
         pool: "pool".to_owned(),
         key: vec![KeySource::Cookie("room".to_owned()), KeySource::Query("room".to_owned())],
         sticky_cookie: None,
-        on_removed: OnRemoved::Drain,
         learn: Learn::Off,
         allowed_origins: Vec::new(),
+        rooms: Vec::new(),
         on_removed: OnRemoved::Drain,
         max_connections: 0,
         body_timeout: Duration::ZERO,
@@ -372,7 +372,7 @@ fn driver_round_trip(times: usize) {
     runtime.block_on(async {
         let (client, near_client) = pair().await;
         let (backend, near_backend) = pair().await;
-        let table = Rc::new(Table::new(0));
+        let table = Rc::new(Table::new(0, Arc::default()));
         let entry = table.enter(Facts {
             names: Arc::new(Names { route: "route".into(), pool: "pool".into() }),
             key: None,
