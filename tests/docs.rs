@@ -408,6 +408,15 @@ fn every_state_of_a_backend_and_its_cause_is_in_the_guide() {
 }
 
 #[test]
+fn what_takes_a_restart_is_in_the_guide() {
+    let operate = text("docs/operate.md");
+    let rows = rows(section(&operate, "## Reload"));
+    let row = rows.iter().find(|row| row[1].starts_with("when the process starts anew"));
+    let told: BTreeSet<&str> = spans(row.unwrap()[0]).collect();
+    assert_eq!(told, BTreeSet::from(steadfast::config::diff::FIXED));
+}
+
+#[test]
 fn every_cause_of_a_drain_is_in_the_guide() {
     let operate = text("docs/operate.md");
     let rows = rows(section(&operate, "## Draining a backend"));

@@ -375,6 +375,144 @@ fn a_plan_tells_whom_a_reload_would_touch() {
     assert_eq!(get(proxy.admin, "/v1/reload").status, 405);
 }
 
+/// Clients of keys of their own, and the backend that each has.
+fn clients_of(proxy: &Proxy, count: usize) -> Vec<(Ws, String)> {
+    let clients = (0..count).map(|number| ws::open(proxy.address, &format!("/?room={number}")));
+    clients
+        .map(|client| {
+            let backend = client.read().text();
+            (client, backend)
+        })
+        .collect()
+}
+
+#[track_caller]
+fn expect_echo(client: &Ws) {
+    client.send(TEXT, "still here");
+    client.expect_text("still here");
+}
+
+#[test]
+fn a_backend_that_leaves_the_config_is_drained() {
+    let backends = [Named::start("a"), Named::start("b")];
+    let pool = [("pool", "drain_timeout = \"1s\"")];
+    let proxy = Proxy::start(&config(&named::addresses(&backends), &pool));
+    let clients = clients_of(&proxy, 30);
+    reload(&proxy, &config(&[("a", backends[0].address)], &pool));
+    let began = Instant::now();
+    assert_eq!(proxy.state("b"), "draining");
+    for (number, (client, backend)) in clients.iter().enumerate() {
+        if backend == "b" {
+            client.answer_close(1012);
+            // It comes back at once, and elsewhere.
+            ws::open(proxy.address, &format!("/?room={number}")).expect_text("a");
+        }
+    }
+    assert!(began.elapsed() > Duration::from_millis(700), "{:?}", began.elapsed());
+    let at_a = clients.iter().filter(|(_, backend)| backend == "a");
+    at_a.for_each(|(client, _)| expect_echo(client));
+    eventually("b is gone", || {
+        let pools = proxy.json("/v1/pools");
+        (pools["pools"][0]["backends"].as_array().unwrap().len() == 1).then_some(())
+    });
+}
+
+#[test]
+fn a_backend_that_returns_to_the_config_keeps_what_it_still_has() {
+    let backends = [Named::start("a"), Named::start("b")];
+    let pool = [("pool", "drain_timeout = \"60s\"")];
+    let both = config(&named::addresses(&backends), &pool);
+    let proxy = Proxy::start(&both);
+    let clients = clients_of(&proxy, 30);
+    let at_b: Vec<&Ws> =
+        clients.iter().filter(|(_, backend)| backend == "b").map(|(client, _)| client).collect();
+    reload(&proxy, &config(&[("a", backends[0].address)], &pool));
+    let closed = || proxy.metric("steadfast_closes_total", &[("reason", "drained")]);
+    eventually("the first is closed", || (closed() >= 1.0).then_some(()));
+    reload(&proxy, &both);
+    assert_eq!(proxy.state("b"), "in_service");
+    at_b.iter().for_each(|client| client.send(TEXT, "still here"));
+    let mut kept = 0;
+    for client in &at_b {
+        let frame = client.read();
+        kept += usize::from(frame.payload == b"still here");
+    }
+    assert!(kept + 3 >= at_b.len() && kept > 0, "{kept} of {}", at_b.len());
+    // The very backend: its keys count on.
+    let pools = proxy.json("/v1/pools");
+    let b = pools["pools"][0]["backends"].as_array().unwrap().iter().find(|one| one["id"] == "b");
+    assert_eq!(b.unwrap()["keys"], kept, "{pools}");
+}
+
+#[test]
+fn a_drain_that_was_asked_for_survives_a_reload() {
+    let backends = [Named::start("a"), Named::start("b")];
+    let both = |more| config(&named::addresses(&backends), &[("route", more)]);
+    let proxy = Proxy::start(&both(""));
+    assert_eq!(proxy.post("/v1/pools/pool/backends/b/drain", "").0, 200);
+    reload(&proxy, &both("max_connections = 100"));
+    assert_eq!(proxy.state("b"), "draining");
+    assert!(clients_of(&proxy, 20).iter().all(|(_, backend)| backend == "a"));
+    assert_eq!(proxy.post("/v1/pools/pool/backends/b/undrain", "").0, 200);
+    assert_eq!(proxy.state("b"), "in_service");
+}
+
+#[test]
+fn the_connections_of_a_route_that_leaves_are_kept_drained_or_closed() {
+    let backend = Named::start("a");
+    for (on_removed, spread) in [("keep", None), ("drain", Some(700)), ("close", Some(0))] {
+        let route = format!("on_removed = \"{on_removed}\"");
+        let more = [("route", &*route), ("pool", "drain_timeout = \"1s\"")];
+        let before = config(&[("a", backend.address)], &more);
+        let proxy = Proxy::start(&before);
+        let clients = clients_of(&proxy, 20);
+        let began = Instant::now();
+        reload(&proxy, &before.replace("name = \"all\"", "name = \"other\""));
+        for (client, _) in &clients {
+            match spread {
+                None => expect_echo(client),
+                Some(_) => client.answer_close(1012),
+            }
+        }
+        let took = began.elapsed().as_millis();
+        assert!(spread.is_none_or(|least| took >= least), "{on_removed}: {took} ms");
+        let reason = [("reason", "route_removed")];
+        let closed = if spread.is_some() { 20.0 } else { 0.0 };
+        proxy.wait_for_metric("steadfast_closes_total", &reason, closed);
+    }
+}
+
+#[test]
+fn a_pool_that_leaves_is_drained_and_may_return() {
+    let backends = [Named::start("a"), Named::start("b")];
+    let other = "\n[pool.other]\nhealth.kind = \"off\"\n";
+    let other = format!(
+        "{other}backends = [{{ id = \"b\", address = {:?} }}]\n",
+        backends[1].address.to_string()
+    );
+    let pool = [("pool", "drain_timeout = \"60s\""), ("route", "on_removed = \"keep\"")];
+    let both = config(&[("a", backends[0].address)], &pool) + &other;
+    let proxy = Proxy::start(&both);
+    let clients = clients_of(&proxy, 10);
+    let (_, rest) = both.split_once("[pool.pool]").unwrap();
+    let without = both.replace(rest, "").replace("[pool.pool]", &other);
+    let without = without.replace("pool = \"pool\"", "pool = \"other\"");
+    reload(&proxy, &without);
+    ws::open(proxy.address, "/?room=new").expect_text("b");
+    let closed = || proxy.metric("steadfast_closes_total", &[("reason", "drained")]);
+    eventually("the first is closed", || (closed() >= 1.0).then_some(()));
+    reload(&proxy, &both);
+    assert_eq!(proxy.state("a"), "in_service");
+    let kept = clients.iter().filter(|(client, _)| {
+        client.send(TEXT, "still here");
+        client.read().payload == b"still here"
+    });
+    let kept = kept.count();
+    assert!(kept >= 7, "{kept}");
+    let pools = proxy.json("/v1/pools");
+    assert_eq!(pools["pools"][0]["backends"][0]["keys"], kept, "{pools}");
+}
+
 /// What one client does all the time: says something and wants it back.
 struct Talker {
     stop: Arc<AtomicBool>,

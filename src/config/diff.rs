@@ -19,6 +19,9 @@ use crate::pool::{BackendSettings, HealthSettings, PoolSettings};
 use crate::route::RouteSettings;
 use crate::ws::RelayPolicy;
 
+/// The keys that can't change while a process runs.
+pub const FIXED: [&str; 3] = ["server.name", "server.workers", "server.log.format"];
+
 /// A kind of part of a config.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -206,10 +209,11 @@ fn server_keys(
         .of("shutdown_grace", &old.shutdown_grace, shutdown_grace)
         .of("log.level", &old.log_level, log_level)
         .of("access_log", &old.access_log, access_log);
+    let [of_name, of_workers, of_log_format] = FIXED;
     let fixed = Keys::default()
-        .of("server.name", &old.name, name)
-        .of("server.workers", &old.workers, workers)
-        .of("server.log.format", &old.log_format, log_format);
+        .of(of_name, &old.name, name)
+        .of(of_workers, &old.workers, workers)
+        .of(of_log_format, &old.log_format, log_format);
     (keys.0, fixed.0)
 }
 

@@ -28,7 +28,7 @@ use tracing::info;
 
 use crate::fleet::Message;
 use crate::pool::drain::Progress;
-use crate::pool::{Backend, Clearing};
+use crate::pool::{Backend, Clearing, DrainCause};
 use crate::ws::close::CloseReason;
 use crate::ws::connection::Serial;
 use crate::ws::mass_close::{Number, Order, Units, Whose};
@@ -36,6 +36,9 @@ use crate::ws::pace::MassClose;
 
 /// How long a step takes: closes within it are made at once.
 const STEP: Duration = Duration::from_millis(50);
+/// How long a backend must have refused, beyond its verdict, before the first is closed for it: a
+/// listener that is opened anew shall cost nobody a connection.
+const REFUSING_GRACE: Duration = Duration::from_secs(1);
 /// How often is looked whether the rest has ended.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -139,6 +142,16 @@ impl Conductor {
     /// Begins to close all of `target`, evenly over `span`, with `reason`. May be called on any
     /// thread.
     pub(crate) fn start(&self, target: Target, span: Duration, reason: CloseReason) -> Closing {
+        self.start_after(Duration::ZERO, target, span, reason)
+    }
+
+    fn start_after(
+        &self,
+        grace: Duration,
+        target: Target,
+        span: Duration,
+        reason: CloseReason,
+    ) -> Closing {
         let progress = match &target {
             Target::Backend(clearing) => clearing.backend.drain().map(|drain| drain.progress),
             Target::Route(_) => None,
@@ -148,6 +161,7 @@ impl Conductor {
         let task = Task {
             number: self.next.fetch_add(1, Ordering::Relaxed),
             inboxes: self.inboxes.clone(),
+            grace,
             target,
             span,
             reason,
@@ -171,7 +185,10 @@ impl Conductor {
             drains.remove(&name).iter().for_each(|(_, closing)| closing.stop());
         } else if let Entry::Vacant(vacant) = drains.entry(name) {
             let target = Target::Backend(clearing.clone());
-            let closing = self.start(target, clearing.span, CloseReason::Drained);
+            let causes = || backend.drain().into_iter().flat_map(|drain| drain.causes());
+            let only_refusing = causes().all(|cause| cause == DrainCause::Refusing);
+            let grace = if only_refusing { REFUSING_GRACE } else { Duration::ZERO };
+            let closing = self.start_after(grace, target, clearing.span, CloseReason::Drained);
             vacant.insert((Arc::downgrade(backend), closing));
         }
     }
@@ -199,6 +216,8 @@ impl fmt::Debug for Conductor {
 struct Task {
     number: Number,
     inboxes: Vec<mpsc::Sender<Message>>,
+    /// Before the first is closed.
+    grace: Duration,
     target: Target,
     span: Duration,
     reason: CloseReason,
@@ -208,6 +227,9 @@ struct Task {
 
 impl Task {
     async fn run(self) {
+        if !self.grace.is_zero() && self.is_stopped_within(self.grace).await {
+            return;
+        }
         let began = Instant::now();
         let is_done = self.close_in_turn(began).await && self.close_rest().await;
         self.tell(|| Order::End).await;
