@@ -29,6 +29,8 @@ use crate::ws::rooms::Room;
 
 const DEFAULT_LIMIT: usize = 100;
 const LARGEST_LIMIT: usize = 1000;
+/// Describes the whole API. Written by hand: what a program should know of it is more than types say.
+const DESCRIPTION: &str = include_str!("openapi.json");
 /// The longest config that a plan is made of: as long as a file may be.
 const CONFIG_BYTES: usize = 4 * 1024 * 1024;
 
@@ -36,6 +38,7 @@ const CONFIG_BYTES: usize = 4 * 1024 * 1024;
 pub(super) fn router(fleet: Arc<Fleet>, guard: Arc<Guard>) -> Router {
     let with_token = Router::new()
         .route("/metrics", get(metrics))
+        .route("/openapi.json", get(description))
         .route("/v1/pools", get(pools))
         .route("/v1/pools/{pool}/backends/{id}/drain", post(drain))
         .route("/v1/pools/{pool}/backends/{id}/undrain", post(undrain))
@@ -107,6 +110,10 @@ fn metrics_format(headers: &HeaderMap) -> PageFormat {
         name.eq_ignore_ascii_case("application/openmetrics-text") && !parts.any(refused)
     });
     if names_it { PageFormat::OpenMetrics } else { PageFormat::Text }
+}
+
+async fn description() -> impl IntoResponse {
+    ([(CONTENT_TYPE, "application/json")], DESCRIPTION)
 }
 
 #[derive(Serialize)]
