@@ -5,6 +5,7 @@
 
 mod support;
 
+use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -12,12 +13,13 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use steadfast::publish::Audience;
 use steadfast::server::PublishError;
+use steadfast::ws::handshake::accept_for;
 use steadfast::ws::rooms::Room;
-use support::http::{Answer, get, header, request};
+use support::http::{Answer, get, header, read_head, request};
 use support::in_process::{InProcess, runtime};
 use support::scripted::{Handed, Scripted, switching};
-use support::ws::{self, BINARY, CLOSE, Frame, TEXT, Ws, close_payload, unmasked};
-use support::{Process, Proxy, binary, config, eventually, send};
+use support::ws::{self, BINARY, CLOSE, Frame, PING, TEXT, Ws, close_payload, unmasked};
+use support::{Process, Proxy, binary, config, eventually, node_client, send};
 
 /// A proxy in front of one scripted backend.
 struct World {
@@ -336,6 +338,48 @@ fn a_room_is_reached_between_the_messages_of_its_members_backends() {
         member.client.expect_text("in between");
         assert_eq!(member.client.read(), Frame::new(BINARY, "next"));
     }
+}
+
+#[test]
+fn a_strict_client_takes_what_comes_between_fragmented_messages() {
+    const COUNT: usize = 200;
+    let backend = Scripted::start(|stream| {
+        let head = read_head(&stream);
+        let accept = accept_for(header(&head, "sec-websocket-key").unwrap().as_bytes());
+        let answer = switching("").replace(ws::ACCEPT, &accept);
+        send(&stream, answer.as_bytes());
+        // Messages of three fragments with a ping in each, of sizes that fit no read.
+        for number in 0_usize.. {
+            let piece = vec![u8::try_from(number % 251).unwrap(); 700 + number % 3000];
+            let fragment = |opcode, fin| Frame { fin, ..Frame::new(opcode, piece.clone()) };
+            let message = [
+                fragment(BINARY, false).encode(None),
+                unmasked(PING, "in a message"),
+                fragment(0, false).encode(None),
+                fragment(0, true).encode(None),
+            ];
+            if (&stream).write_all(&message.concat()).is_err() {
+                return;
+            }
+        }
+    });
+    let more = [("route", "rooms = [\"r\"]")];
+    let proxy = Proxy::start(&config(&[("a", backend.address)], &more));
+    let url = format!("ws://{}/?room=k", proxy.address);
+    let say = |number: usize| {
+        let (text, body) = ([("Content-Type", "text/plain")], format!("injected {number}"));
+        let path = "/v1/rooms/r/messages";
+        let answer = request(proxy.admin, "POST", path, &text, body.as_bytes());
+        assert_eq!(answer.status, 202);
+        answer.text() == "{\"proxies\":1}"
+    };
+    std::thread::scope(|scope| {
+        let client = scope.spawn(|| node_client("between", &url, &[&COUNT.to_string()]));
+        eventually("it is a member", || say(0).then_some(()));
+        (1..COUNT).for_each(|number| assert!(say(number)));
+        let told: Value = serde_json::from_str(&client.join().unwrap()).unwrap();
+        assert!(told["binaries"].as_u64().unwrap() > 10, "{told}");
+    });
 }
 
 #[test]

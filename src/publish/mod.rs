@@ -2,7 +2,7 @@
 //!
 //! A [`Publication`] is one message for an [`Audience`]. Each worker gets it once, finds the members
 //! of the audience among its own connections by the indexes of its
-//! [`Table`](crate::ws::table::Table), and puts it into their queues a few at a time, in
+//! [`Table`], and puts it into their queues a few at a time, in
 //! [`deliver`]. A data message is encoded as a frame once, by whoever publishes it, and all members
 //! share the bytes. From a queue it goes out between two messages of the backend, as
 //! [`ws`](crate::ws) does it.
