@@ -285,7 +285,7 @@ fn a_close_does_not_wait_for_ever_for_what_was_sent_before() {
     let asked = Instant::now();
     one.client.expect_close(4001);
     let waited = asked.elapsed();
-    assert!((4..8).contains(&waited.as_secs()), "{waited:?}");
+    assert!((4..15).contains(&waited.as_secs()), "{waited:?}");
 }
 
 #[test]

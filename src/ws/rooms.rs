@@ -7,7 +7,7 @@
 //! Connections in no room cost nothing here. One that is in rooms costs its list of them, and a place
 //! in the members of each.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -102,8 +102,8 @@ impl Directory {
 pub struct Rooms {
     /// Each with one member at least.
     members: HashMap<Room, BTreeSet<Serial>>,
-    /// The rooms of those that are in any; at most [`MAX_ROOMS`] each.
-    of: HashMap<Serial, HashSet<Room>>,
+    /// The rooms of those that are in any, by name; at most [`MAX_ROOMS`] each.
+    of: HashMap<Serial, Vec<Room>>,
     directory: Arc<Directory>,
 }
 
@@ -120,15 +120,15 @@ impl Rooms {
     /// It is in too many rooms.
     pub fn join(&mut self, serial: Serial, room: Room) -> Result<(), TooManyRooms> {
         let own = self.of.entry(serial).or_default();
-        if own.contains(&room) {
-            return Ok(());
-        }
+        let Err(place) = own.binary_search(&room) else { return Ok(()) };
         if own.len() == MAX_ROOMS {
             return Err(TooManyRooms);
         }
         // Who joins shares the name that the first has brought.
         let room = self.members.get_key_value(&room).map_or(room, |(known, _)| known.clone());
-        own.insert(room.clone());
+        // Most are in one or two, and a vector begins with room for four.
+        own.reserve_exact(1);
+        own.insert(place, room.clone());
         let Self { members, directory, .. } = self;
         let members = members.entry(room).or_insert_with_key(|room| {
             directory.open(room);
@@ -142,9 +142,8 @@ impl Rooms {
     /// Takes a connection out of a room, if it is in there.
     pub fn leave(&mut self, serial: Serial, room: &Room) {
         let Some(own) = self.of.get_mut(&serial) else { return };
-        if !own.remove(room) {
-            return;
-        }
+        let Ok(place) = own.binary_search(room) else { return };
+        own.remove(place);
         if own.is_empty() {
             self.of.remove(&serial);
         }
@@ -177,14 +176,12 @@ impl Rooms {
 
     /// Whether a connection is in a room.
     pub fn has(&self, serial: Serial, room: &Room) -> bool {
-        self.of.get(&serial).is_some_and(|own| own.contains(room))
+        self.of.get(&serial).is_some_and(|own| own.binary_search(room).is_ok())
     }
 
     /// The rooms that a connection is in, by name.
     pub fn of(&self, serial: Serial) -> Vec<Room> {
-        let mut rooms: Vec<Room> = self.of.get(&serial).into_iter().flatten().cloned().collect();
-        rooms.sort_unstable();
-        rooms
+        self.of.get(&serial).cloned().unwrap_or_default()
     }
 }
 
