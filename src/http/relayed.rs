@@ -24,19 +24,10 @@ use crate::ws::table::Entry;
 
 /// One live WebSocket; resolves when it is over and that was written down.
 pub(super) struct Relayed {
-    driver: Driver,
+    driver: Driver<Placement>,
     context: Rc<Context>,
     guards: Guards,
     _shown: Held,
-}
-
-/// What a WebSocket keeps where it is.
-#[derive(Default)]
-pub(super) struct Place {
-    /// The place of its key.
-    pub(super) key: Option<Placement>,
-    /// Its session lives as long as it does.
-    pub(super) session: Option<OfWebSocket>,
 }
 
 /// What a WebSocket holds as long as it lives.
@@ -46,8 +37,9 @@ pub(super) struct Guards {
     pub(super) live: Live,
     /// Its backend has it.
     pub(super) counted: ConnectionGauge,
-    /// What is at its backend, until the backend's side is over.
-    pub(super) place: Place,
+    /// Its session lives as long as it does.
+    #[expect(dead_code, reason = "held, not read")]
+    pub(super) session: Option<OfWebSocket>,
     /// Its client's socket counts.
     pub(super) accepted: Rc<Accepted>,
     /// What its line tells of its handshake, if the access log was on then.
@@ -60,7 +52,7 @@ impl Relayed {
         context: Rc<Context>,
         entry: Entry,
         guards: Guards,
-        drive: impl FnOnce(Entry) -> Driver,
+        drive: impl FnOnce(Entry) -> Driver<Placement>,
     ) -> Self {
         let names = &entry.connection().facts.names;
         let labels = ConnectionLabels {
@@ -134,12 +126,7 @@ impl Future for Relayed {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<()> {
-        let polled = Pin::new(&mut self.driver).poll(context);
-        if self.driver.backend_is_over() {
-            // What its client still has to hear must not keep others of the key from coming back.
-            self.guards.place.key = None;
-        }
-        let ended = ready!(polled);
+        let ended = ready!(Pin::new(&mut self.driver).poll(context));
         self.write_down(&ended);
         Poll::Ready(())
     }

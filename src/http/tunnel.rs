@@ -22,7 +22,7 @@ use tracing::warn;
 use super::body::{Reply, RequestBody};
 use super::forward::Answered;
 use super::head::RequestHead;
-use super::relayed::{Guards, Place, Relayed};
+use super::relayed::{Guards, Relayed};
 use super::respond::Refused;
 use super::session::{self, OfWebSocket, Session};
 use super::upstream::{self, Fresh, Shaken};
@@ -132,6 +132,15 @@ fn check_origin(route: &Route, headers: &HeaderMap) -> Result<(), Refused> {
     let Some(origin) = headers.get(ORIGIN) else { return Ok(()) };
     let fits = |one: &String| one.as_bytes().eq_ignore_ascii_case(origin.as_bytes());
     if allowed.is_empty() || allowed.iter().any(fits) { Ok(()) } else { Err(Refused::Origin) }
+}
+
+/// What a WebSocket keeps where it is.
+#[derive(Default)]
+struct Place {
+    /// The place of its key.
+    key: Option<Placement>,
+    /// Its session.
+    session: Option<OfWebSocket>,
 }
 
 /// Where a connection goes: with a key, to a place that it holds.
@@ -430,22 +439,24 @@ impl Tunnel {
     /// Has the relay begin, in a task of its own. `client` has its 101, and what it has sent behind
     /// its handshake is `read_from_client`.
     pub(super) fn begin(self, client: Stream, read_from_client: Vec<u8>) {
-        let Self { context, upstream, entry, live, route, mut place, .. } = self;
+        let Self { context, upstream, entry, live, route, place, .. } = self;
+        let Place { key, mut session } = place;
         let Upstream { backend, stream, read_ahead, reserved, counted, subprotocol, .. } = upstream;
         let subprotocol = subprotocol.as_ref().and_then(|name| name.to_str().ok());
         let asked = self.record.and_then(|record| record.into_rest(subprotocol));
         let first_message = self.opens_session.then(|| {
             let (pool, client) = (Arc::clone(&route.pool), entry.connection().facts.client);
-            let session = place.session.insert(OfWebSocket::default());
+            let session = session.insert(OfWebSocket::default());
             session.listen(session::Opening { pool, backend, client })
         });
-        let guards = Guards { live, counted, place, accepted: self.accepted, asked };
+        let guards = Guards { live, counted, session, accepted: self.accepted, asked };
         let tasks = context.tasks.clone();
         let relayed = Relayed::begin(context, entry, guards, |entry| {
             let limits = route.relay_limits(reserved, u16::from_ne_bytes(crate::random::bytes()));
             let (client, backend) = ((client, read_from_client), (stream, read_ahead));
             Driver::new(entry, limits, client, backend, Arc::clone(&route.counts), nonce())
                 .telling(first_message)
+                .holding(key)
         });
         tasks.spawn(relayed);
     }

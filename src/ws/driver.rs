@@ -187,12 +187,16 @@ impl End {
 }
 
 /// The relay of one connection; resolves when it is over.
+///
+/// It holds a `P` for as long as there is a backend's side, whatever that is worth to others: given
+/// up before the client hears that its backend is gone, so that who comes back at once finds it free.
 #[derive(Debug)]
-pub struct Driver {
+pub struct Driver<P> {
     core: Relay,
     client: End,
     backend: End,
     entry: Option<Entry>,
+    place: Option<P>,
     counts: Arc<RelayCounts>,
     /// Wants to know how the backend begins; `None` for most, and soon for all.
     first_message: Option<Box<FirstMessage>>,
@@ -205,7 +209,7 @@ pub struct Driver {
     backend_hung_up: bool,
 }
 
-impl Driver {
+impl<P> Driver<P> {
     /// A relay between two streams on which both sides have said 101.
     ///
     /// What was already read from either, oldest first, is relayed first. `nonce` is what
@@ -224,6 +228,7 @@ impl Driver {
             client: End::new(client.0, client.1),
             backend: End::new(backend.0, backend.1),
             entry: Some(entry),
+            place: None,
             counts,
             first_message: None,
             scheduled: None,
@@ -237,6 +242,13 @@ impl Driver {
     #[must_use]
     pub fn telling(mut self, first: Option<FirstMessage>) -> Self {
         self.first_message = first.map(Box::new);
+        self
+    }
+
+    /// Holds `place` until the backend's side is over.
+    #[must_use]
+    pub fn holding(mut self, place: Option<P>) -> Self {
+        self.place = place;
         self
     }
 
@@ -263,6 +275,10 @@ impl Driver {
         // What was sent before a close goes before it.
         self.deliver_messages(context, entry);
         self.listen_to_close(entry, now);
+        if self.backend_is_over() {
+            // However long the client takes to hear all that the backend has said.
+            self.place = None;
+        }
         // One direction may have brought the other something to say.
         for direction in Direction::ALL {
             self.speak(direction, context, entry);
@@ -303,9 +319,8 @@ impl Driver {
         !self.client.is_settled()
     }
 
-    /// Whether the backend's side of this connection is over. Then its key must not be kept where
-    /// it is, however long the client takes to hear all that the backend has said.
-    pub fn backend_is_over(&self) -> bool {
+    /// Whether the backend's side of this connection is over.
+    fn backend_is_over(&self) -> bool {
         self.backend_hung_up || self.core.backend_is_over()
     }
 
@@ -498,7 +513,7 @@ impl Driver {
     }
 }
 
-impl Future for Driver {
+impl<P: Unpin> Future for Driver<P> {
     type Output = Ended;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Ended> {

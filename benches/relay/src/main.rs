@@ -380,7 +380,7 @@ fn driver_round_trip(times: usize) {
             since: SystemTime::UNIX_EPOCH,
         });
         let connection = table.get(entry.connection().serial).unwrap();
-        let mut driver = Driver::new(
+        let mut driver = Driver::<()>::new(
             entry,
             LIMITS,
             (Stream::Tcp(near_client), Vec::new()),
