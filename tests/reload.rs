@@ -420,7 +420,8 @@ fn a_backend_that_leaves_the_config_is_drained() {
 #[test]
 fn a_backend_that_returns_to_the_config_keeps_what_it_still_has() {
     let backends = [Named::start("a"), Named::start("b")];
-    let pool = [("pool", "drain_timeout = \"60s\"")];
+    // So long that one has its turn, and the next is far.
+    let pool = [("pool", "drain_timeout = \"600s\"")];
     let both = config(&named::addresses(&backends), &pool);
     let proxy = Proxy::start(&both);
     let clients = clients_of(&proxy, 30);
@@ -490,7 +491,7 @@ fn a_pool_that_leaves_is_drained_and_may_return() {
         "{other}backends = [{{ id = \"b\", address = {:?} }}]\n",
         backends[1].address.to_string()
     );
-    let pool = [("pool", "drain_timeout = \"60s\""), ("route", "on_removed = \"keep\"")];
+    let pool = [("pool", "drain_timeout = \"600s\""), ("route", "on_removed = \"keep\"")];
     let both = config(&[("a", backends[0].address)], &pool) + &other;
     let proxy = Proxy::start(&both);
     let clients = clients_of(&proxy, 10);
@@ -511,6 +512,89 @@ fn a_pool_that_leaves_is_drained_and_may_return() {
     assert!(kept >= 7, "{kept}");
     let pools = proxy.json("/v1/pools");
     assert_eq!(pools["pools"][0]["backends"][0]["keys"], kept, "{pools}");
+}
+
+#[test]
+fn a_new_address_holds_for_requests_too_that_would_find_a_kept_connection() {
+    let backends = Backend::fleet(&["old", "new"]);
+    let of = |backend: &Backend| config(&[("a", backend.address)], &[]);
+    let proxy = Proxy::start(&of(&backends[0]));
+    // Again and again, so that every worker has a connection that it keeps.
+    let answers = || (0..20).map(|_| get(proxy.address, "/health").text()).collect::<Vec<_>>();
+    assert!(answers().iter().all(|answer| answer.contains("old")));
+    reload(&proxy, &of(&backends[1]));
+    let answers = answers();
+    assert!(answers.iter().all(|answer| answer.contains("new")), "{answers:?}");
+}
+
+/// When the kernel's keep-alive would first look after the proxy's socket to a client.
+fn keep_alive_of(client: &TcpStream) -> Option<u64> {
+    let of = |address: SocketAddr| {
+        let SocketAddr::V4(address) = address else { panic!("{address}") };
+        format!("{:08X}:{:04X}", address.ip().to_bits().swap_bytes(), address.port())
+    };
+    let ends =
+        format!("{} {} 01", of(client.peer_addr().unwrap()), of(client.local_addr().unwrap()));
+    let all = fs::read_to_string("/proc/net/tcp").unwrap();
+    let line = all.lines().find(|line| line.contains(&ends))?;
+    // In hundredths of a second; 02 is the timer of keep-alive, any other stands before it.
+    let timer = line.split_whitespace().nth(5)?.strip_prefix("02:")?;
+    u64::from_str_radix(timer, 16).ok().map(|hundredths| hundredths / 100)
+}
+
+#[test]
+fn another_keep_alive_holds_for_those_who_come_then() {
+    let backend = Named::start("a");
+    let of = |keepalive| config(&[("a", backend.address)], &[("listener", keepalive)]);
+    let proxy = Proxy::start(&of("keepalive = \"60s\""));
+    let told = |client: &Ws| eventually("its timer is set", || keep_alive_of(&client.stream));
+    let before = ws::open(proxy.address, "/?room=r");
+    assert!(told(&before) <= 60);
+    reload(&proxy, &of("keepalive = \"600s\""));
+    let after = ws::open(proxy.address, "/?room=r");
+    assert!((500..=600).contains(&told(&after)), "{} s", told(&after));
+    assert!(told(&before) <= 60);
+}
+
+#[test]
+fn a_route_that_returns_counts_what_it_still_has() {
+    let backend = Named::start("a");
+    let route = [("route", "on_removed = \"keep\"\nmax_connections = 1")];
+    let with = config(&[("a", backend.address)], &route);
+    let proxy = Proxy::start(&with);
+    let client = ws::open(proxy.address, "/?room=r");
+    client.expect_text("a");
+    let counts = || {
+        let status = proxy.json("/v1/status");
+        (status["connections"].clone(), status["routes"][0]["connections"].clone())
+    };
+    reload(&proxy, &with.replace("name = \"all\"", "name = \"other\""));
+    assert_eq!(counts(), (json!(1), json!(0)));
+    reload(&proxy, &with);
+    assert_eq!(counts(), (json!(1), json!(1)));
+    assert_eq!(ws::ask(proxy.address, "/?room=r", &[]).answer.status, 503, "the route is full");
+    drop(client);
+    eventually("it has ended", || (counts() == (json!(0), json!(0))).then_some(()));
+}
+
+#[test]
+fn a_file_that_never_ends_does_not_keep_the_process_from_being_stopped() {
+    let backend = Named::start("a");
+    let of = |server| config(&[("a", backend.address)], &[("server", server)]);
+    let mut proxy = Proxy::start(&of(""));
+    let pipe = proxy.folder().join("token");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let plan = of("admin_token = \"file:token\"");
+    let asking = support::connect(proxy.admin);
+    let length = plan.len();
+    let head = format!(
+        "POST /v1/plan HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {length}\r\n\r\n{plan}"
+    );
+    support::send(&asking, head.as_bytes());
+    // Opened once the proxy opens it too; it waits for what never comes.
+    let _writer = fs::File::create(&pipe).unwrap();
+    proxy.process.signal("TERM");
+    assert!(proxy.process.wait_for_exit_within(Duration::from_secs(5)).success());
 }
 
 /// What one client does all the time: says something and wants it back.

@@ -411,7 +411,7 @@ async fn status(State(fleet): State<Arc<Fleet>>) -> Json<Status> {
         started: unix_millis(fleet.started),
         ready: fleet.is_ready(),
         workers: fleet.workers(),
-        connections: routes.iter().map(|route| route.connections).sum(),
+        connections: snapshot.live(),
         listeners: listeners.collect(),
         routes,
         last_reload: last.map(|last| ReloadView { at: unix_millis(last.at), error: last.error }),

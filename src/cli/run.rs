@@ -85,7 +85,7 @@ impl Operator {
         let (orders, mut ordered) = mpsc::channel(ORDERS);
         self.server.obey(orders);
         loop {
-            tokio::select! {
+            let done = tokio::select! {
                 asked = signals.next() => {
                     let server = &self.server.config().server;
                     if let Some(plan) = asked.plan(server.shutdown_delay, server.shutdown_grace) {
@@ -94,38 +94,61 @@ impl Operator {
                     debug_assert_eq!(asked, Asked::Reload);
                     self.server.reopen_logs();
                     // How it went has been logged.
-                    drop(self.reload().await);
+                    self.reload(signals).await.map(drop)
                 }
-                loaded = self.watcher.changed() => drop(self.take(loaded).await),
-                Some(order) = ordered.recv() => self.carry_out(order).await,
+                loaded = self.watcher.changed() => {
+                    drop(self.take(loaded).await);
+                    Ok(())
+                }
+                Some(order) = ordered.recv() => self.carry_out(order, signals).await,
+            };
+            if let Err(plan) = done {
+                return plan;
             }
         }
     }
 
-    async fn carry_out(&mut self, order: Order) {
+    async fn carry_out(&mut self, order: Order, signals: &mut Signals) -> Result<(), StopPlan> {
         match order {
             Order::Reload { reply } => {
                 // Whoever asked may have stopped waiting.
-                let _ = reply.send(self.reload().await);
+                let _ = reply.send(self.reload(signals).await?);
             }
             Order::Plan { text, reply } => {
-                let source = self.source.clone();
-                let parsed = tokio::task::spawn_blocking(move || source.parse(&text, "the plan"));
-                let Ok(parsed) = parsed.await else { return };
-                let planned = parsed.map_err(ReloadError::Invalid);
+                let parsed = self.read(signals, move |source| source.parse(&text, "the plan"));
+                let planned = parsed.await?.map_err(ReloadError::Invalid);
                 let _ = reply.send(planned.map(|config| self.server.plan(&config)));
             }
+        }
+        Ok(())
+    }
+
+    /// Reads from disk, off this thread. A file system may be away for as long as it likes: that
+    /// must not keep the process from being stopped.
+    async fn read<T: Send + 'static>(
+        &self,
+        signals: &mut Signals,
+        read: impl FnOnce(&Source) -> T + Send + 'static,
+    ) -> Result<T, StopPlan> {
+        let source = self.source.clone();
+        let server = &self.server.config().server;
+        tokio::select! {
+            read = tokio::task::spawn_blocking(move || read(&source)) => {
+                Ok(read.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())))
+            }
+            plan = signals.stop(server.shutdown_delay, server.shutdown_grace) => Err(plan),
         }
     }
 
     /// Reads the file now, whether it has changed or not: the last time may have failed for a
     /// reason outside it.
-    async fn reload(&mut self) -> Result<Planned, ReloadError> {
-        let source = self.source.clone();
-        let loaded = tokio::task::spawn_blocking(move || source.load()).await;
-        let loaded = loaded.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+    async fn reload(
+        &mut self,
+        signals: &mut Signals,
+    ) -> Result<Result<Planned, ReloadError>, StopPlan> {
+        let loaded = self.read(signals, Source::load).await?;
         self.watcher.note(&loaded);
-        self.take(loaded).await
+        Ok(self.take(loaded).await)
     }
 
     /// Puts what was read in force, and says how that went.

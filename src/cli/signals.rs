@@ -53,6 +53,14 @@ impl Signals {
         }
     }
 
+    /// Waits for one that stops the process; others wait to be asked for. Cancel safe.
+    pub(super) async fn stop(&mut self, delay: Duration, grace: Duration) -> StopPlan {
+        tokio::select! {
+            _ = self.terminate.recv() => StopPlan::graceful(delay, grace),
+            _ = self.interrupt.recv() => StopPlan::prompt(),
+        }
+    }
+
     /// Waits for one that stops the process, past all others. Cancel safe.
     pub(super) async fn next_stop(&mut self, delay: Duration, grace: Duration) -> StopPlan {
         loop {

@@ -147,7 +147,7 @@ impl Exchange<'_> {
     async fn connect(&self, choice: &mut Target) -> Result<(Sender, bool), Refused> {
         loop {
             let backend = Arc::clone(choice.backend());
-            if let Some(sender) = self.context.upstreams.take(&backend) {
+            if let Some(sender) = self.context.upstreams.take(&self.route.pool, &backend) {
                 return Ok((sender, true));
             }
             match upstream::connect(&self.route.pool, &backend).await {
@@ -193,7 +193,8 @@ impl Exchange<'_> {
         if answered.response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Err(Refused::BadAnswer("a 101 that was not asked for".to_owned()));
         }
-        upstream::keep_when_idle(&self.context.upstreams, &self.context.tasks, backend, sender);
+        let (upstreams, tasks) = (&self.context.upstreams, &self.context.tasks);
+        upstream::keep_when_idle(upstreams, tasks, &self.route.pool, backend, sender);
         let mut response = answered.passed_on();
         if let Some(unasked) = self.go_ahead.as_ref().and_then(GoAhead::answered) {
             // The client may still send its body, or not: nobody can tell where its next request

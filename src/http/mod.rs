@@ -141,6 +141,8 @@ pub struct Snapshot {
     router: Router,
     routes: Vec<Arc<Route>>,
     pools: Vec<Arc<Pool>>,
+    /// Of routes that left the config with connections: they count on if the route returns.
+    departed: Vec<(Arc<str>, Arc<AtomicUsize>)>,
 }
 
 impl Snapshot {
@@ -158,6 +160,8 @@ impl Snapshot {
             let pool = pools.iter().find(|pool| pool.name() == settings.pool)?;
             let known = before.into_iter().flat_map(|before| &before.routes);
             let known = known.into_iter().find(|known| known.settings.name == settings.name);
+            let departed = before.into_iter().flat_map(|before| &before.departed);
+            let departed = departed.into_iter().find(|(name, _)| **name == *settings.name);
             if let Some(known) = known
                 && known.settings == *settings
                 && Arc::ptr_eq(&known.pool, pool)
@@ -172,13 +176,37 @@ impl Snapshot {
                 pool: Arc::clone(pool),
                 counts: metrics.relay_counts(&settings.name),
                 handshakes: metrics.handshake_counts(&settings.name),
-                live: known.map(|known| Arc::clone(&known.live)).unwrap_or_default(),
+                live: known
+                    .map(|known| &known.live)
+                    .or(departed.map(|(_, live)| live))
+                    .map(Arc::clone)
+                    .unwrap_or_default(),
                 settings: settings.clone(),
             }))
         });
         let routes: Vec<Arc<Route>> = with_pool.collect();
         let router = Router::new(routes.iter().map(|route| &route.settings));
-        Self { router, routes, pools }
+        let departed = before.map_or_else(Vec::new, |before| before.departed_but(&routes));
+        Self { router, routes, pools, departed }
+    }
+
+    /// The counts of routes that are here, or have been, and are none of `routes`, as far as there
+    /// is anything to count.
+    fn departed_but(&self, routes: &[Arc<Route>]) -> Vec<(Arc<str>, Arc<AtomicUsize>)> {
+        let here = self.routes.iter().map(|route| (&route.names.route, &route.live));
+        let all = here.chain(self.departed.iter().map(|(name, live)| (name, live)));
+        all.filter(|(name, live)| {
+            live.load(Ordering::Relaxed) > 0
+                && !routes.iter().any(|route| route.names.route == **name)
+        })
+        .map(|(name, live)| (Arc::clone(name), Arc::clone(live)))
+        .collect()
+    }
+
+    /// All live WebSockets, also those of routes that left the config.
+    pub fn live(&self) -> usize {
+        let departed = self.departed.iter().map(|(_, live)| live.load(Ordering::Relaxed));
+        self.routes.iter().map(|route| route.live()).chain(departed).sum()
     }
 
     /// The route of a request; `None` if no route is for it.

@@ -9,7 +9,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -45,15 +45,25 @@ pub struct Upstreams {
 /// The idle connections to one backend, the freshest last.
 #[derive(Debug)]
 struct Idle {
+    /// The pool that they were opened by. One that a reload has changed is another: its backend may
+    /// have another address by now, or other TLS. Weak: nobody needs the ring of a config of long ago.
+    pool: Weak<Pool>,
     backend: Arc<Backend>,
     senders: Vec<(Sender, Instant)>,
 }
 
+impl Idle {
+    fn is_of(&self, pool: *const Pool, backend: &Arc<Backend>) -> bool {
+        std::ptr::eq(self.pool.as_ptr(), pool) && Arc::ptr_eq(&self.backend, backend)
+    }
+}
+
 impl Upstreams {
-    /// Takes an idle connection to a backend, if there is one that is still open.
-    pub(super) fn take(&self, backend: &Arc<Backend>) -> Option<Sender> {
+    /// Takes an idle connection to a backend that its pool, as it is now, has opened, if there is one
+    /// that is still open.
+    pub(super) fn take(&self, pool: &Arc<Pool>, backend: &Arc<Backend>) -> Option<Sender> {
         let mut idle = self.idle.borrow_mut();
-        let of_backend = idle.iter_mut().find(|idle| Arc::ptr_eq(&idle.backend, backend))?;
+        let of_backend = idle.iter_mut().find(|idle| idle.is_of(Arc::as_ptr(pool), backend))?;
         while let Some((sender, since)) = of_backend.senders.pop() {
             if since.elapsed() < KEPT && sender.is_ready() {
                 return Some(sender);
@@ -63,15 +73,15 @@ impl Upstreams {
     }
 
     /// Keeps a connection that is idle now.
-    fn keep(&self, backend: &Arc<Backend>, sender: Sender) {
+    fn keep(&self, pool: Weak<Pool>, backend: Arc<Backend>, sender: Sender) {
         let mut idle = self.idle.borrow_mut();
         let kept = (sender, Instant::now());
-        match idle.iter_mut().find(|idle| Arc::ptr_eq(&idle.backend, backend)) {
+        match idle.iter_mut().find(|idle| idle.is_of(pool.as_ptr(), &backend)) {
             Some(of_backend) if of_backend.senders.len() < KEPT_PER_BACKEND => {
                 of_backend.senders.push(kept);
             }
             Some(_) => {}
-            None => idle.push(Idle { backend: Arc::clone(backend), senders: vec![kept] }),
+            None => idle.push(Idle { pool, backend, senders: vec![kept] }),
         }
     }
 
@@ -89,20 +99,21 @@ impl Upstreams {
     }
 }
 
-/// Keeps a connection for the next request once this one's answer is over.
+/// Keeps a connection that `pool` has opened for the next request, once this one's answer is over.
 pub(super) fn keep_when_idle(
     upstreams: &Rc<Upstreams>,
     tasks: &Tasks,
+    pool: &Arc<Pool>,
     backend: &Arc<Backend>,
     mut sender: Sender,
 ) {
     let upstreams = Rc::clone(upstreams);
-    let backend = Arc::clone(backend);
+    let (pool, backend) = (Arc::downgrade(pool), Arc::clone(backend));
     let stopping = tasks.clone();
     tasks.spawn(async move {
         // An error: the backend closed it, or its answer was not read to the end.
         if sender.ready().await.is_ok() && !stopping.is_stopping() {
-            upstreams.keep(&backend, sender);
+            upstreams.keep(pool, backend, sender);
         }
     });
 }

@@ -87,6 +87,19 @@ impl Listener {
         })
     }
 
+    /// Has connections that are accepted from now on have the keep-alive of these settings: for one that
+    /// was [renewed](Self::renewed), when it takes the place of the other on their socket.
+    ///
+    /// # Errors
+    ///
+    /// What the system says to a socket option.
+    pub fn prepare(&self) -> io::Result<()> {
+        let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        socket
+            .as_ref()
+            .map_or(Ok(()), |socket| crate::tcp::prepare(socket, self.settings.keepalive))
+    }
+
     /// Another handle of the one listening socket, for a worker to wait on. It does not block.
     ///
     /// # Errors
@@ -227,6 +240,22 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_renewed_listener_has_its_own_keep_alive_once_it_takes_over() {
+        let of = |seconds| settings("127.0.0.1:0", Duration::from_secs(seconds));
+        let listener = Listener::bind(of(42)).unwrap();
+        let renewed = listener.renewed(of(50)).unwrap();
+        let handle = tokio::net::TcpListener::from_std(listener.handle().unwrap()).unwrap();
+        let keepalive = async || {
+            let _client = std::net::TcpStream::connect(listener.address).unwrap();
+            let (stream, _) = handle.accept().await.unwrap();
+            SockRef::from(&stream).tcp_keepalive_time().unwrap().as_secs()
+        };
+        assert_eq!(keepalive().await, 42);
+        renewed.prepare().unwrap();
+        assert_eq!(keepalive().await, 50);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 use tokio::sync::watch;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::Server;
 use super::drain::{Closing, Target};
@@ -218,7 +218,7 @@ impl Server {
                     info!(%change, connections, "config changed");
                 }
                 for key in &planned.needs_restart {
-                    tracing::warn!(key, "this takes effect only when the process starts anew");
+                    warn!(key, "this takes effect only when the process starts anew");
                 }
                 info!(changes = planned.changes.len(), "config reloaded");
             }
@@ -389,6 +389,11 @@ impl Server {
     async fn exchange_listeners(&mut self, prepared: Listeners) {
         let Listeners { all, opened, replaced, closed } = prepared;
         self.fleet.listeners.store(Arc::new(all));
+        for (listener, _) in &opened {
+            if let Err(error) = listener.prepare() {
+                warn!(listener = %listener.label, %error, "can't set the keep-alive of a listener");
+            }
+        }
         let gone: Vec<Arc<Listener>> = replaced.into_iter().chain(closed.iter().cloned()).collect();
         let opened = opened.into_iter().map(|(listener, handles)| (listener, handles.into_iter()));
         self.fleet.exchange_doors(opened.collect(), &gone).await;
