@@ -425,6 +425,7 @@ mod tests {
                 "\"cookie:sid\", \"query:room\"",
                 &["route chat: key changed"],
             ),
+            ("\"chat\"", "\"chat\"\nrooms = [\"lobby\"]", &["route chat: rooms changed"]),
             (", { id = \"b\", address = \"127.0.0.1:9002\" }", "", &["backend rooms/b: removed"]),
             (
                 "127.0.0.1:9001\"",
