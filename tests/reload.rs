@@ -446,6 +446,32 @@ fn a_backend_that_returns_to_the_config_keeps_what_it_still_has() {
 }
 
 #[test]
+fn a_backend_that_moves_is_drained_where_it_was() {
+    let (old, new) = (Named::start("old"), Named::start("new"));
+    let at = |address| config(&[("a", address)], &[("pool", "drain_timeout = \"1s\"")]);
+    let proxy = Proxy::start(&at(old.address));
+    let clients = clients_of(&proxy, 10);
+    let (_, plan) = proxy.post("/v1/plan", &at(new.address));
+    assert_eq!(
+        (&plan["changes"][0]["connections"], &plan["changes"][0]["fate"]),
+        (&json!(10), &json!("drained"))
+    );
+    reload(&proxy, &at(new.address));
+    ws::open(proxy.address, "/?room=another").expect_text("new");
+    for (number, (client, backend)) in clients.iter().enumerate() {
+        assert_eq!(backend, "old");
+        client.answer_close(1012);
+        // Its key has left the old address with all it had, and is whole at the new one.
+        ws::open(proxy.address, &format!("/?room={number}")).expect_text("new");
+    }
+    eventually("the old one is gone", || {
+        let pools = proxy.json("/v1/pools");
+        (pools["pools"][0]["backends"].as_array().unwrap().len() == 1).then_some(())
+    });
+    assert_eq!(proxy.state("a"), "in_service");
+}
+
+#[test]
 fn a_drain_that_was_asked_for_survives_a_reload() {
     let backends = [Named::start("a"), Named::start("b")];
     let both = |more| config(&named::addresses(&backends), &[("route", more)]);

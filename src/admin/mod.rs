@@ -101,6 +101,8 @@ impl Admin {
                 },
             }
         }
+        // Who connects now is refused, and does not wait for those who are served.
+        drop(self.listener);
         stopping.send_replace(true);
         while connections.join_next().await.is_some() {}
     }

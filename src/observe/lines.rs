@@ -167,10 +167,6 @@ impl<O: Output> Writer<O> {
             }
         }
         written = written.and_then(|()| self.output.flush());
-        // Whoever waited may have given up.
-        for done in flushes {
-            let _ = done.try_send(());
-        }
         self.dropped.inc_by(lost);
         match written {
             // Nothing to write goes well whatever is broken.
@@ -181,6 +177,10 @@ impl<O: Output> Writer<O> {
                 self.output.get_ref().tell_failed(&error);
             }
             Err(_) => {}
+        }
+        // Last, when all is told. Whoever waited may have given up.
+        for done in flushes {
+            let _ = done.try_send(());
         }
     }
 }

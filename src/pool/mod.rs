@@ -166,7 +166,9 @@ impl Pool {
     /// Builds a pool of other settings that takes over what this one knows.
     ///
     /// Backends of the same id are shared, with verdict, counts and connections; that they have
-    /// another address or policy now holds at once, for this pool too. Placements are shared,
+    /// another weight or policy now holds at once, for this pool too, and so does another address of
+    /// one that has no connection. One that has is drained at its old address, and another of its id
+    /// takes its place. Placements are shared,
     /// also those at backends that are gone from the settings, which keep them until they end.
     ///
     /// Backends that are gone are drained from now on, and those that are back no longer: to be
@@ -178,7 +180,13 @@ impl Pool {
         let mut left: Vec<Arc<Backend>> = self.backends.clone();
         left.extend(self.departed());
         for one in &settings.backends {
-            if let Some(index) = left.iter().position(|known| known.id() == one.id) {
+            // At another address there is another process, which does not have what this one's keys
+            // have in memory: where it has any, they must not be in two places.
+            let is_same =
+                |known: &Arc<Backend>| known.id() == one.id && known.address() == one.address;
+            let has_moved = |known: &Arc<Backend>| known.id() == one.id && known.slots() == 0;
+            let index = left.iter().position(is_same).or_else(|| left.iter().position(has_moved));
+            if let Some(index) = index {
                 let known = left.swap_remove(index);
                 known.reconfigure(one, policy);
                 backends.push(known);
@@ -770,14 +778,10 @@ mod tests {
         let connection = old.backend("a").unwrap().slot(0).unwrap().connection();
         put_out(old.backend("a").unwrap());
         let mut changed = settings(vec![backend_settings("c", 1)], CheckKind::Off);
-        changed.backends.push(BackendSettings {
-            address: BackendAddress::Name("a.internal".to_owned(), 80),
-            ..backend_settings("a", 2)
-        });
+        changed.backends.push(backend_settings("a", 2));
         let new = old.rebuild(changed);
         let a = new.backend("a").unwrap();
         assert_eq!((a.connections(), a.state()), (1, State::OutOfService));
-        assert_eq!(a.address().to_string(), "a.internal:80");
         assert_eq!(a.settings().weight.get(), 2);
         assert!(new.backend("b").is_none());
         assert!(new.backend("c").unwrap().in_service());
@@ -787,5 +791,30 @@ mod tests {
         // The policy of `off` holds now: tried again after a while.
         new.tick(a, Instant::now() + verdict::TRY_AGAIN);
         assert!(a.in_service());
+    }
+
+    #[test]
+    fn who_moves_with_connections_is_drained_where_it_was() {
+        let old = pool(&["a", "b"]);
+        let at = |address: &str| BackendSettings {
+            address: BackendAddress::Name(address.to_owned(), 80),
+            ..backend_settings("a", 1)
+        };
+        let first = Arc::clone(old.backend("a").unwrap());
+        let moved = old.rebuild(settings(vec![at("idle")], CheckKind::Tcp));
+        assert!(Arc::ptr_eq(moved.backend("a").unwrap(), &first), "it had nothing");
+        assert_eq!(first.address().to_string(), "idle:80");
+        let connection = first.slot(0).unwrap().connection();
+        let moved = moved.rebuild(settings(vec![at("busy")], CheckKind::Tcp));
+        let second = moved.backend("a").unwrap();
+        assert!(first.is_draining() && !second.is_draining());
+        assert_eq!(
+            [first.address().to_string(), second.address().to_string()],
+            ["idle:80", "busy:80"]
+        );
+        // And back, while it still has it.
+        let back = moved.rebuild(settings(vec![at("idle")], CheckKind::Tcp));
+        assert!(Arc::ptr_eq(back.backend("a").unwrap(), &first) && !first.is_draining());
+        drop(connection);
     }
 }

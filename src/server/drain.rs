@@ -13,8 +13,7 @@
 //! At the end whoever is still there is closed without a turn: who came late, or has no key. A
 //! drained backend stays drained after that; there is just nothing left to do.
 
-use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -114,17 +113,14 @@ impl Closing {
     }
 }
 
-/// The names of a pool and a backend of it.
-type Name = (Arc<str>, Arc<str>);
-
 /// Runs the mass closes of one proxy.
 pub(crate) struct Conductor {
     inboxes: Vec<mpsc::Sender<Message>>,
     control: Handle,
     next: AtomicU64,
     tasks: Mutex<JoinSet<()>>,
-    /// Of backends, by pool and id, for as long as there is such a backend.
-    drains: Mutex<HashMap<Name, (Weak<Backend>, Closing)>>,
+    /// Of backends, for as long as there is such a backend; never many.
+    drains: Mutex<Vec<(Weak<Backend>, Closing)>>,
 }
 
 impl Conductor {
@@ -178,32 +174,43 @@ impl Conductor {
     /// that may have changed: calls that cross each other come to the same.
     pub(crate) fn follow(&self, clearing: &Clearing) {
         let backend = &clearing.backend;
-        let name = (Arc::clone(&clearing.pool), backend.shared_id());
         let mut drains = self.drains.lock().unwrap_or_else(PoisonError::into_inner);
-        drains.retain(|_, (backend, _)| backend.strong_count() > 0);
+        drains.retain(|(backend, _)| backend.strong_count() > 0);
         if !backend.is_draining() || backend.is_lost() {
-            drains.remove(&name).iter().for_each(|(_, closing)| closing.stop());
-        } else if let Entry::Vacant(vacant) = drains.entry(name) {
+            stop_of(&mut drains, backend);
+        } else if !drains.iter().any(|(one, _)| is_of(one, backend)) {
             let target = Target::Backend(clearing.clone());
             let causes = || backend.drain().into_iter().flat_map(|drain| drain.causes());
             let only_refusing = causes().all(|cause| cause == DrainCause::Refusing);
             let grace = if only_refusing { REFUSING_GRACE } else { Duration::ZERO };
             let closing = self.start_after(grace, target, clearing.span, CloseReason::Drained);
-            vacant.insert((Arc::downgrade(backend), closing));
+            drains.push((Arc::downgrade(backend), closing));
         }
     }
 
     /// Stops the mass close of a backend that is lost: its connections end all the same.
-    pub(crate) fn lost(&self, pool: &str, backend: &Backend) {
-        let name = (Arc::from(pool), backend.shared_id());
-        let mut drains = self.drains.lock().unwrap_or_else(PoisonError::into_inner);
-        drains.remove(&name).iter().for_each(|(_, closing)| closing.stop());
+    pub(crate) fn lost(&self, backend: &Arc<Backend>) {
+        stop_of(&mut self.drains.lock().unwrap_or_else(PoisonError::into_inner), backend);
     }
 
     /// Ends all of them at once, because the proxy stops.
     pub(crate) fn end(&self) {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
     }
+}
+
+fn is_of(one: &Weak<Backend>, backend: &Arc<Backend>) -> bool {
+    std::ptr::eq(one.as_ptr(), Arc::as_ptr(backend))
+}
+
+fn stop_of(drains: &mut Vec<(Weak<Backend>, Closing)>, backend: &Arc<Backend>) {
+    drains.retain(|(one, closing)| {
+        let goes = is_of(one, backend);
+        if goes {
+            closing.stop();
+        }
+        !goes
+    });
 }
 
 impl fmt::Debug for Conductor {

@@ -373,7 +373,7 @@ fn observer(
             note_change(event, &metrics);
             if event.transition.to == State::Lost {
                 end_connections(event, &inboxes, &control);
-                conductor.lost(&event.pool, &event.backend);
+                conductor.lost(&event.backend);
             }
         }
         pool::Event::Panic(event) => note_panic(event),
@@ -446,7 +446,7 @@ fn note_panic(event: &PanicEvent) {
 /// wait, and no worker may miss it: so the control runtime waits for a place in each inbox.
 fn end_connections(event: &BackendEvent, inboxes: &[mpsc::Sender<Message>], control: &Handle) {
     let pool: Arc<str> = event.pool.as_str().into();
-    let backend: Arc<str> = event.backend.id().into();
+    let backend = event.backend.shared_id();
     for inbox in inboxes {
         let inbox = inbox.clone();
         let message =

@@ -121,6 +121,15 @@ pub struct Planned {
     pub needs_restart: Vec<&'static str>,
 }
 
+/// Whether a backend is drained for a change of it.
+fn leaves(change: &Change) -> bool {
+    match &change.act {
+        Act::Added => false,
+        Act::Removed => true,
+        Act::Changed(keys) => keys.contains(&"address"),
+    }
+}
+
 /// All that a reload needs and that could have failed.
 struct Prepared {
     listeners: Listeners,
@@ -169,7 +178,8 @@ impl Server {
                     (route.live(), Some(route.settings.on_removed.into()))
                 })
             }
-            (Part::Backend, Act::Removed) => {
+            // One that moves with connections leaves its old address, too.
+            (Part::Backend, Act::Removed | Act::Changed(_)) if leaves(&change) => {
                 let backend = change.name.split_once('/').and_then(|(pool, id)| {
                     snapshot.pools().iter().find(|one| one.name() == pool)?.backend(id).cloned()
                 });

@@ -306,8 +306,7 @@ impl Worker {
             }
             Message::BackendLost { pool, backend } => {
                 let of_backend = |connection: &Connection| {
-                    connection.facts.names.pool == pool
-                        && connection.backend() == Some(backend.clone())
+                    connection.facts.names.pool == pool && connection.is_at(&backend)
                 };
                 for connection in table.after(None, usize::MAX, of_backend) {
                     connection.close(CloseReason::BackendLost);

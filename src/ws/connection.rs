@@ -173,6 +173,11 @@ impl Connection {
         *self.backend.borrow_mut() = Some(id);
     }
 
+    /// Whether its backend has this very id, not just the same.
+    pub fn is_at(&self, id: &Arc<str>) -> bool {
+        self.backend.borrow().as_ref().is_some_and(|own| Arc::ptr_eq(own, id))
+    }
+
     /// The id of its backend, once one has answered 101.
     pub fn backend(&self) -> Option<Arc<str>> {
         self.backend.borrow().clone()

@@ -28,7 +28,8 @@ pub enum Whose {
     Backend {
         /// The name of its pool.
         pool: Arc<str>,
-        /// Its id.
+        /// Its id, the very one that its connections have: the process that had the same id at another
+        /// address is another backend.
         backend: Arc<str>,
         /// Whether those of a key go together.
         by_key: bool,
@@ -41,8 +42,7 @@ impl Whose {
     fn has(&self, connection: &Connection) -> bool {
         match self {
             Self::Backend { pool, backend, .. } => {
-                connection.facts.names.pool == *pool
-                    && connection.backend().as_ref() == Some(backend)
+                connection.facts.names.pool == *pool && connection.is_at(backend)
             }
             Self::Route(route) => connection.facts.names.route == *route,
         }
@@ -225,7 +225,7 @@ mod tests {
                 since: SystemTime::now(),
             });
             if let Some(backend) = backend {
-                entry.connection().set_backend(backend.into());
+                entry.connection().set_backend(id(backend));
             }
             self.open.push(entry);
             self.open.len() - 1
@@ -264,8 +264,21 @@ mod tests {
         }
     }
 
+    thread_local! {
+        static IDS: RefCell<HashMap<String, Arc<str>>> = RefCell::default();
+    }
+
+    /// The one id of a backend.
+    fn id(backend: &str) -> Arc<str> {
+        let of = |ids: &RefCell<HashMap<String, Arc<str>>>| {
+            let mut ids = ids.borrow_mut();
+            Arc::clone(ids.entry(backend.to_owned()).or_insert_with(|| backend.into()))
+        };
+        IDS.with(of)
+    }
+
     fn at(backend: &str, by_key: bool) -> Whose {
-        Whose::Backend { pool: "p".into(), backend: backend.into(), by_key }
+        Whose::Backend { pool: "p".into(), backend: id(backend), by_key }
     }
 
     #[test]
@@ -280,7 +293,7 @@ mod tests {
         assert_eq!(units.keys, ["k".into(), "other".into()]);
         let alone_serial = world.open[alone].connection().serial;
         assert_eq!(units.connections, [alone_serial]);
-        world.open[under_way].connection().set_backend("a".into());
+        world.open[under_way].connection().set_backend(id("a"));
         let since = world.open("r", Some("a"), Some("k"));
         world.close(&["k"], &[]);
         assert_eq!(world.closed(), [first, under_way, since]);
@@ -293,7 +306,7 @@ mod tests {
         let mut world = World::new();
         let under_way = world.open("r", None, Some("k"));
         world.look(&at("a", true));
-        world.open[under_way].connection().set_backend("b".into());
+        world.open[under_way].connection().set_backend(id("b"));
         world.close(&["k"], &[]);
         assert!(world.closed().is_empty());
     }
