@@ -16,11 +16,15 @@ use tokio::sync::{mpsc, oneshot};
 use crate::config::Secret;
 use crate::http::{Accepted, Shared};
 use crate::listen::Listener;
+use crate::publish::envelope::{self, Envelope, EnvelopeError};
+use crate::publish::{Audience, Publication};
 use crate::server::reload::{Planned, ReloadError};
 use crate::shutdown::StopPlan;
 use crate::ws::close::CloseCode;
 use crate::ws::connection::{Connection, Serial, Undeliverable};
 use crate::ws::mass_close;
+use crate::ws::rooms::{Room, TooManyRooms};
+use crate::ws::table::Table;
 
 /// Messages that may wait for a worker.
 const INBOX: usize = 4096;
@@ -102,6 +106,26 @@ pub enum DeliverError {
     Refused(Undeliverable),
     /// Its worker has too much to do, or has ended.
     #[error("the worker of the connection does not answer")]
+    Busy,
+}
+
+/// Why a message was not published.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// It is no message.
+    #[error(transparent)]
+    Envelope(#[from] EnvelopeError),
+    /// It has no audience and names no connection.
+    #[error("it must name the connection that it is for")]
+    Nobody,
+    /// It has an audience, and names a connection.
+    #[error("it has an audience, and names one connection beside it")]
+    OneOfMany,
+    /// The connection that it names is not one of this proxy's.
+    #[error("no connection of this proxy has this id")]
+    Unknown,
+    /// A worker has too much to do, or has ended.
+    #[error("a worker does not answer")]
     Busy,
 }
 
@@ -207,7 +231,9 @@ impl Fleet {
     /// The serial in a connection id; `None` if it is not one of this proxy's.
     pub(crate) fn serial(&self, connection_id: &str) -> Option<Serial> {
         let (proxy, serial) = connection_id.split_once('.')?;
-        (*proxy == *self.shared.proxy_id).then(|| serial.parse().ok())?
+        let serial: Serial = serial.parse().ok()?;
+        let is_ours = *proxy == *self.shared.proxy_id && serial.worker() < self.inboxes.len();
+        is_ours.then_some(serial)
     }
 
     /// Sends a message to one client, as [`Server::deliver`](crate::server::Server::deliver) says.
@@ -237,23 +263,83 @@ impl Fleet {
         code: CloseCode,
         text: Box<str>,
     ) -> Option<bool> {
-        let Some(inbox) = self.inboxes.get(serial.worker()) else { return Some(false) };
-        let (reply, answer) = oneshot::channel();
-        let ask = async {
-            inbox.send(Message::Close { serial, code, text, reply }).await.ok()?;
-            answer.await.ok()
+        let message = |reply| Message::Close { serial, code, text, reply };
+        self.ask(serial.worker(), message).await
+    }
+
+    /// Sends a message to its audience, on all workers or on none. Tells whether anybody is there;
+    /// `None` if a worker does not answer.
+    pub(crate) async fn publish(&self, publication: Publication) -> Option<bool> {
+        let publication = Arc::new(publication);
+        let places: Result<Vec<_>, _> =
+            self.inboxes.iter().map(mpsc::Sender::try_reserve).collect();
+        let answers = places.ok()?.into_iter().map(|place| {
+            let (reply, answer) = oneshot::channel();
+            place.send(Message::Publish { publication: Arc::clone(&publication), reply });
+            answer
+        });
+        let answers: Vec<_> = answers.collect();
+        let all = async {
+            let mut somebody = false;
+            for answer in answers {
+                somebody |= answer.await.ok()?;
+            }
+            Some(somebody)
         };
-        tokio::time::timeout(ASK, ask).await.ok()?
+        tokio::time::timeout(ASK, all).await.ok()?
+    }
+
+    /// Publishes a message, as [`Server::publish`](crate::server::Server::publish) says.
+    pub(crate) async fn publish_message(
+        &self,
+        audience: Option<Audience>,
+        message: &[u8],
+    ) -> Result<bool, PublishError> {
+        let Envelope { action, except, connection } = envelope::read(message)?;
+        let audience = match (audience, connection) {
+            (Some(audience), None) => audience,
+            (None, Some(id)) => Audience::One(self.serial(&id).ok_or(PublishError::Unknown)?),
+            (Some(_), Some(_)) => return Err(PublishError::OneOfMany),
+            (None, None) => return Err(PublishError::Nobody),
+        };
+        let except = except.iter().filter_map(|id| self.serial(id)).collect();
+        let publication = Publication::new(audience, action, except);
+        self.publish(publication).await.ok_or(PublishError::Busy)
+    }
+
+    /// Makes a connection a member of a room. `None` if its worker does not answer, `Some(None)` if
+    /// it is gone.
+    pub(crate) async fn join(
+        &self,
+        serial: Serial,
+        room: Room,
+    ) -> Option<Option<Result<(), TooManyRooms>>> {
+        self.ask(serial.worker(), |reply| Message::Join { serial, room, reply }).await
+    }
+
+    /// Takes a connection out of a room, if it is in there. `None` if its worker does not answer,
+    /// `Some(false)` if it is gone.
+    pub(crate) async fn leave(&self, serial: Serial, room: Room) -> Option<bool> {
+        self.ask(serial.worker(), |reply| Message::Leave { serial, room, reply }).await
     }
 
     /// The connections of one worker that a query asks for; `None` if it does not answer.
     pub(crate) async fn list(&self, worker: usize, query: Query) -> Option<Vec<Row>> {
+        self.ask(worker, |reply| Message::List { query, reply }).await
+    }
+
+    /// Asks a worker for an answer.
+    async fn ask<T>(
+        &self,
+        worker: usize,
+        message: impl FnOnce(oneshot::Sender<T>) -> Message,
+    ) -> Option<T> {
         let (reply, answer) = oneshot::channel();
-        let ask = async {
-            self.inboxes.get(worker)?.send(Message::List { query, reply }).await.ok()?;
+        let asked = async {
+            self.inboxes.get(worker)?.send(message(reply)).await.ok()?;
             answer.await.ok()
         };
-        tokio::time::timeout(ASK, ask).await.ok()?
+        tokio::time::timeout(ASK, asked).await.ok()?
     }
 }
 
@@ -270,6 +356,31 @@ pub(crate) enum Message {
         frame: Bytes,
         /// Gets what became of it; `None`: there is no such connection.
         reply: oneshot::Sender<Option<Result<(), Undeliverable>>>,
+    },
+    /// Send a message to those of its audience that are here.
+    Publish {
+        /// The message, and whom to.
+        publication: Arc<Publication>,
+        /// Gets whether anybody is.
+        reply: oneshot::Sender<bool>,
+    },
+    /// Make a connection a member of a room.
+    Join {
+        /// Which.
+        serial: Serial,
+        /// Of what.
+        room: Room,
+        /// Gets what became of it; `None`: there is no such connection.
+        reply: oneshot::Sender<Option<Result<(), TooManyRooms>>>,
+    },
+    /// Take a connection out of a room.
+    Leave {
+        /// Which.
+        serial: Serial,
+        /// Of what.
+        room: Room,
+        /// Gets whether there is such a connection.
+        reply: oneshot::Sender<bool>,
     },
     /// Close a connection as the operator wants it.
     Close {
@@ -343,6 +454,8 @@ pub(crate) struct Query {
     pub(crate) key: Option<String>,
     /// At this backend only.
     pub(crate) backend: Option<String>,
+    /// The members of this room only.
+    pub(crate) room: Option<Room>,
     /// This one only.
     pub(crate) serial: Option<Serial>,
     /// Only those behind it.
@@ -353,7 +466,7 @@ pub(crate) struct Query {
 
 impl Query {
     /// Whether it asks for a connection; one without a backend is not open yet.
-    pub(crate) fn wants(&self, connection: &Connection) -> bool {
+    pub(crate) fn wants(&self, connection: &Connection, table: &Table) -> bool {
         let Some(backend) = connection.backend() else { return false };
         let facts = &connection.facts;
         let is = |wanted: &Option<String>, value: Option<&str>| {
@@ -362,6 +475,7 @@ impl Query {
         is(&self.pool, Some(&facts.names.pool))
             && is(&self.key, facts.key.as_deref())
             && is(&self.backend, Some(&backend))
+            && self.room.as_ref().is_none_or(|room| table.is_member(connection, room))
     }
 }
 
@@ -378,6 +492,8 @@ pub(crate) struct Row {
     pub(crate) backend: Arc<str>,
     /// Its key.
     pub(crate) key: Option<Arc<str>>,
+    /// The rooms that it is in.
+    pub(crate) rooms: Vec<Room>,
     /// Its client's address.
     pub(crate) client: IpAddr,
     /// When its handshake came.

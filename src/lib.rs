@@ -2,7 +2,8 @@
 //!
 //! The path of the bytes: [`listen`] accepts a socket, [`http`] reads a request from it,
 //! [`route`] tells its route and its key, [`pool`] its backend, and after both sides have said
-//! 101 [`ws`] relays frames between them until one ends. [`config`] says how, [`server`] builds
+//! 101 [`ws`] relays frames between them until one ends; [`publish`] puts messages of others in
+//! between. [`config`] says how, [`server`] builds
 //! and owns it all, [`shutdown`] ends it, [`admin`] and [`observe`] show it; [`explain`] tells
 //! where a request would go.
 
@@ -17,6 +18,7 @@ pub mod http;
 pub mod listen;
 pub mod observe;
 pub mod pool;
+pub mod publish;
 pub mod random;
 pub mod route;
 pub mod server;

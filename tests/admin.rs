@@ -222,6 +222,7 @@ fn what_is_not_there_is_a_problem() {
     for path in ["/", "/v1", "/v1/pool", "/v1/connections/", "/metrics/x"] {
         expect_problem(&get(proxy.admin, path), 404);
     }
+    assert_eq!(proxy.json("/openapi.json")["openapi"], "3.1.0");
     for path in ["/v1/pools", "/metrics", "/healthz"] {
         expect_problem(&request(proxy.admin, "POST", path, &[], b"x"), 405);
     }

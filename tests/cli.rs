@@ -592,7 +592,7 @@ fn bad_usage_is_two() {
         &["undrain", "/a"],
         &["undrain", "rooms/a", "--wait"],
         &["connections", "--limit", "0"],
-        &["connections", "--room", "x"],
+        &["connections", "--rooms", "x"],
         &["status", "--admin", "https://127.0.0.1:1"],
         &["check", "--token-file", "x"],
         &["completions"],

@@ -174,6 +174,7 @@ fn the_example_shows_every_option() {
         "learn",
         "on_backend_loss",
         "allowed_origins",
+        "rooms",
         "idle_timeout",
         "ping_interval",
         "max_message",

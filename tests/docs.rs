@@ -356,6 +356,49 @@ const CLOSE_REASONS: [CloseReason; 18] = [
     CloseReason::Internal,
 ];
 
+/// The paths of the admin API, each with its methods.
+fn api_paths() -> BTreeMap<String, BTreeSet<String>> {
+    const METHODS: [&str; 4] = ["get", "post", "put", "delete"];
+    let mut found = BTreeMap::new();
+    for file in ["src/admin/api.rs", "src/admin/messages.rs"] {
+        let source = source(file);
+        for (at, route) in source.match_indices(".route(") {
+            let call = bracketed(&source[at + route.len() - 1..]);
+            let has = |method: &&&str| call.contains(&format!("{method}("));
+            let methods = METHODS.iter().filter(has).map(|method| (*method).to_owned());
+            found.insert(literals(call)[0].2.to_owned(), methods.collect());
+        }
+    }
+    found
+}
+
+#[test]
+fn the_description_of_the_api_has_all_of_it_and_nothing_else() {
+    let description: serde_json::Value =
+        serde_json::from_str(&text("src/admin/openapi.json")).unwrap();
+    let paths = description["paths"].as_object().unwrap();
+    let described = paths.iter().map(|(path, methods)| {
+        let methods = methods.as_object().unwrap().keys().cloned().collect();
+        (path.clone(), methods)
+    });
+    assert_eq!(described.collect::<BTreeMap<String, BTreeSet<String>>>(), api_paths());
+    let whole = description.to_string();
+    for reference in whole.split("#/components/schemas/").skip(1) {
+        let name = reference.split('"').next().unwrap();
+        assert!(description["components"]["schemas"][name].is_object(), "{name}");
+    }
+    let api = source("src/admin/api.rs");
+    for (name, view) in [
+        ("Connection", "ConnectionView"),
+        ("Pool", "PoolView"),
+        ("Backend", "BackendView"),
+        ("Drain", "DrainView"),
+    ] {
+        let schema = description["components"]["schemas"][name]["properties"].as_object().unwrap();
+        assert_eq!(schema.keys().cloned().collect::<BTreeSet<_>>(), json_fields(&api, view));
+    }
+}
+
 #[test]
 fn every_close_reason_is_in_the_guide_with_who_and_its_code() {
     let operate = text("docs/operate.md");

@@ -14,6 +14,7 @@ use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 
 use super::guard::Guard;
+use super::messages;
 use super::problem::Problem;
 use crate::explain::{self, Door, Explanation, Question};
 use crate::fleet::{self, Fleet, OrderError, Row};
@@ -24,9 +25,12 @@ use crate::pool::{Backend, DrainCause, Pool};
 use crate::server::reload::{Planned, ReloadError};
 use crate::ws::close::{CLOSE_CODES, CLOSE_TEXT_BYTES, CloseCode};
 use crate::ws::connection::Serial;
+use crate::ws::rooms::Room;
 
 const DEFAULT_LIMIT: usize = 100;
 const LARGEST_LIMIT: usize = 1000;
+/// Describes the whole API. Written by hand: what a program should know of it is more than types say.
+const DESCRIPTION: &str = include_str!("openapi.json");
 /// The longest config that a plan is made of: as long as a file may be.
 const CONFIG_BYTES: usize = 4 * 1024 * 1024;
 
@@ -34,6 +38,7 @@ const CONFIG_BYTES: usize = 4 * 1024 * 1024;
 pub(super) fn router(fleet: Arc<Fleet>, guard: Arc<Guard>) -> Router {
     let with_token = Router::new()
         .route("/metrics", get(metrics))
+        .route("/openapi.json", get(description))
         .route("/v1/pools", get(pools))
         .route("/v1/pools/{pool}/backends/{id}/drain", post(drain))
         .route("/v1/pools/{pool}/backends/{id}/undrain", post(undrain))
@@ -43,6 +48,7 @@ pub(super) fn router(fleet: Arc<Fleet>, guard: Arc<Guard>) -> Router {
         .route("/v1/status", get(status))
         .route("/v1/reload", post(reload))
         .route("/v1/plan", post(plan).layer(DefaultBodyLimit::max(CONFIG_BYTES)))
+        .merge(messages::routes())
         .layer(middleware::from_fn_with_state(Arc::clone(&guard), authorize));
     Router::new()
         .route("/healthz", get(|| async { "alive\n" }))
@@ -104,6 +110,10 @@ fn metrics_format(headers: &HeaderMap) -> PageFormat {
         name.eq_ignore_ascii_case("application/openmetrics-text") && !parts.any(refused)
     });
     if names_it { PageFormat::OpenMetrics } else { PageFormat::Text }
+}
+
+async fn description() -> impl IntoResponse {
+    ([(CONTENT_TYPE, "application/json")], DESCRIPTION)
 }
 
 #[derive(Serialize)]
@@ -237,6 +247,7 @@ struct Filter {
     pool: Option<String>,
     key: Option<String>,
     backend: Option<String>,
+    room: Option<String>,
     limit: Option<usize>,
     cursor: Option<String>,
 }
@@ -256,6 +267,7 @@ struct ConnectionView {
     pool: String,
     route: String,
     key: Option<String>,
+    rooms: Vec<String>,
     client: String,
     /// Times are in Unix milliseconds.
     since: u64,
@@ -282,7 +294,9 @@ async fn connections(
         }
         None => None,
     };
+    let room = filter.room.map(|room| Room::new(&room)).transpose();
     let query = fleet::Query {
+        room: room.map_err(|error| bad(error.to_string()))?,
         pool: filter.pool,
         key: filter.key,
         backend: filter.backend,
@@ -433,11 +447,11 @@ impl From<OrderError> for Problem {
     }
 }
 
-fn no_connection() -> Problem {
+pub(super) fn no_connection() -> Problem {
     Problem::new(StatusCode::NOT_FOUND, "no connection of this proxy has this id")
 }
 
-fn no_answer() -> Problem {
+pub(super) fn no_answer() -> Problem {
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, "a worker does not answer; try again")
 }
 
@@ -513,6 +527,7 @@ fn connection_view(fleet: &Fleet, row: Row) -> ConnectionView {
         pool: row.pool.to_string(),
         route: row.route.to_string(),
         key: row.key.map(|key| key.to_string()),
+        rooms: row.rooms.iter().map(Room::to_string).collect(),
         client: row.client.to_string(),
         since: unix_millis(row.since),
         messages_from_client,

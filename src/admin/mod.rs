@@ -7,6 +7,7 @@
 
 mod api;
 mod guard;
+mod messages;
 mod problem;
 
 use std::io;

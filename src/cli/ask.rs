@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use bytes::Bytes;
 use clap::Args;
-use http::header::{AUTHORIZATION, CONNECTION, HOST};
+use http::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST};
 use http::{HeaderValue, Method, Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;
@@ -208,7 +208,7 @@ impl Admin {
 
     /// GETs a path, whatever the answer is written in.
     pub(super) async fn get_bytes(&self, path: &str) -> Result<Bytes, AskError> {
-        self.ask(Method::GET, path, Bytes::new()).await
+        self.ask(Method::GET, path, None, Bytes::new()).await
     }
 
     /// POSTs a body to a path, and reads the answer as JSON.
@@ -217,12 +217,22 @@ impl Admin {
         path: &str,
         body: Bytes,
     ) -> Result<T, AskError> {
-        self.read(&self.ask(Method::POST, path, body).await?)
+        self.read(&self.ask(Method::POST, path, None, body).await?)
+    }
+
+    /// POSTs a body of a type to a path, and reads the answer as JSON.
+    pub(super) async fn post_as<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        content_type: &'static str,
+        body: Bytes,
+    ) -> Result<T, AskError> {
+        self.read(&self.ask(Method::POST, path, Some(content_type), body).await?)
     }
 
     /// DELETEs a path with its query.
     pub(super) async fn delete(&self, path: &str) -> Result<(), AskError> {
-        self.ask(Method::DELETE, path, Bytes::new()).await.map(drop)
+        self.ask(Method::DELETE, path, None, Bytes::new()).await.map(drop)
     }
 
     fn read<T: DeserializeOwned>(&self, answer: &[u8]) -> Result<T, AskError> {
@@ -233,8 +243,15 @@ impl Admin {
         Ok(read.with_context(unknown)?)
     }
 
-    async fn ask(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, AskError> {
-        let answered = tokio::time::timeout(PATIENCE, self.answer(method, path, body)).await;
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        content_type: Option<&'static str>,
+        body: Bytes,
+    ) -> Result<Bytes, AskError> {
+        let answer = self.answer(method, path, content_type, body);
+        let answered = tokio::time::timeout(PATIENCE, answer).await;
         let late = || format!("{self} does not answer within {PATIENCE:?}{}", self.told_by());
         let (status, body) = answered.with_context(late)??;
         if status.is_success() {
@@ -259,6 +276,7 @@ impl Admin {
         &self,
         method: Method,
         path: &str,
+        content_type: Option<&'static str>,
         body: Bytes,
     ) -> anyhow::Result<(StatusCode, Bytes)> {
         let authority = &self.address.authority;
@@ -271,6 +289,9 @@ impl Admin {
         })?;
         let mut request = Request::builder().method(method).uri(path);
         request = request.header(HOST, authority).header(CONNECTION, "close");
+        if let Some(content_type) = content_type {
+            request = request.header(CONTENT_TYPE, content_type);
+        }
         if let Some(Token { secret, from }) = &self.token {
             let value = HeaderValue::try_from(format!("Bearer {}", secret.expose()));
             let mut value =

@@ -30,6 +30,9 @@ pub(super) struct Options {
     /// Those at this backend only, by its id.
     #[arg(long, value_name = "ID")]
     backend: Option<String>,
+    /// The members of this room only.
+    #[arg(long, value_name = "ROOM")]
+    room: Option<String>,
     /// How many at most.
     #[arg(long, value_name = "N", default_value = "100", value_parser = at_least_one)]
     limit: usize,
@@ -75,7 +78,12 @@ pub(super) fn connections(options: &Options) -> anyhow::Result<ExitCode> {
 /// Page by page, up to the limit.
 async fn collected(options: &Options, admin: &Admin) -> anyhow::Result<Page> {
     let mut filter = String::new();
-    let filters = [("key", &options.key), ("pool", &options.pool), ("backend", &options.backend)];
+    let filters = [
+        ("key", &options.key),
+        ("pool", &options.pool),
+        ("backend", &options.backend),
+        ("room", &options.room),
+    ];
     for (name, value) in filters {
         if let Some(value) = value {
             filter.push_str(&format!("&{name}={}", encoded(value)));

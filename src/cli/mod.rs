@@ -24,6 +24,7 @@ mod rates;
 mod reload;
 mod route;
 mod run;
+mod send;
 mod signals;
 mod status;
 mod systemd;
@@ -75,6 +76,12 @@ enum Command {
         steadfast close --connection edge1-6b070e4fafea6e9d.000001000000000000\n  \
         steadfast close --connection ID --code 4001 --reason 'signed out'")]
     Close(close::Options),
+    /// Send a message to WebSocket clients: to one, to a key, to a room or to all.
+    #[command(after_help = "Examples:\n  \
+        steadfast send --room lobby 'back in five minutes'\n  \
+        steadfast send --key rooms/red --binary-file frame.bin\n  \
+        steadfast send --connection ID '{\"say\": \"hello\"}'")]
+    Send(send::Options),
     /// Take a backend out of service: nothing new goes there, and what is there is closed in turn.
     #[command(after_help = "Examples:\n  \
         steadfast drain rooms/a\n  \
@@ -142,6 +149,7 @@ pub fn main(arguments: Cli) -> anyhow::Result<ExitCode> {
         Command::Status(options) => status::status(&options),
         Command::Connections(options) => connections::connections(&options),
         Command::Close(options) => close::close(&options),
+        Command::Send(options) => send::send(&options),
         Command::Drain(options) => drain::drain(&options),
         Command::Undrain(options) => drain::undrain(&options),
         Command::Reload(options) => reload::reload(&options),

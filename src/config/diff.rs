@@ -260,6 +260,7 @@ fn route_keys(old: &RouteSettings, new: &RouteSettings) -> Vec<&'static str> {
         sticky_cookie,
         learn,
         allowed_origins,
+        rooms,
         on_removed,
         max_connections,
         body_timeout,
@@ -276,6 +277,7 @@ fn route_keys(old: &RouteSettings, new: &RouteSettings) -> Vec<&'static str> {
         .of("sticky_cookie", &old.sticky_cookie, sticky_cookie)
         .of("learn", &old.learn, learn)
         .of("allowed_origins", &old.allowed_origins, allowed_origins)
+        .of("rooms", &old.rooms, rooms)
         .of("on_removed", &old.on_removed, on_removed)
         .of("max_connections", &old.max_connections, max_connections)
         .of("timeouts.body", &old.body_timeout, body_timeout)
@@ -423,6 +425,7 @@ mod tests {
                 "\"cookie:sid\", \"query:room\"",
                 &["route chat: key changed"],
             ),
+            ("\"chat\"", "\"chat\"\nrooms = [\"lobby\"]", &["route chat: rooms changed"]),
             (", { id = \"b\", address = \"127.0.0.1:9002\" }", "", &["backend rooms/b: removed"]),
             (
                 "127.0.0.1:9001\"",

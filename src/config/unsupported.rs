@@ -11,7 +11,7 @@ const KEYS: &[(&str, &[&str])] = &[
     ("server", &["otlp"]),
     ("listener", &["http2"]),
     ("listener.tls", &["client_ca"]),
-    ("route", &["auth", "message_rate", "rebalance", "rehome", "rooms"]),
+    ("route", &["auth", "message_rate", "rebalance", "rehome"]),
     ("pool", &["discover", "rebalance_rate", "source"]),
 ];
 

@@ -23,8 +23,10 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderValue};
 use ipnet::IpNet;
+use percent_encoding::percent_decode_str;
 
 use crate::fields::{list, list_has, only};
+use crate::ws::rooms::Room;
 
 /// The id by which logs of several systems name one request.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -38,6 +40,9 @@ pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-p
 pub const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 /// The port that the client connected to.
 pub const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+
+/// What rooms a backend wants a connection to be in, on its 101.
+const STEADFAST_JOIN: HeaderName = HeaderName::from_static("steadfast-join");
 
 const ONE_HOP: [HeaderName; 8] = [
     CONNECTION,
@@ -92,6 +97,20 @@ pub fn strip_steadfast(headers: &mut HeaderMap) {
     for name in ours {
         headers.remove(name);
     }
+}
+
+/// The rooms that a backend wants a connection to be in, and how many of the names it gives are none.
+/// Names are percent-encoded, so that each can stand in a list.
+pub fn rooms_to_join(headers: &HeaderMap) -> (Vec<Room>, usize) {
+    let (mut rooms, mut wrong) = (Vec::new(), 0);
+    for name in list(headers, &STEADFAST_JOIN) {
+        let room = percent_decode_str(name).decode_utf8().ok();
+        match room.and_then(|name| Room::new(&name).ok()) {
+            Some(room) => rooms.push(room),
+            None => wrong += 1,
+        }
+    }
+    (rooms, wrong)
 }
 
 /// What the proxy itself knows about where a request came from.
@@ -277,6 +296,18 @@ mod tests {
         remove_hop_by_hop(&mut map);
         let left = [("trailer", "x-sum"), ("proxy-authenticate", "Basic"), ("accept", "*/*")];
         assert_eq!(map, headers(&left));
+    }
+
+    #[test]
+    fn rooms_are_listed_percent_encoded() {
+        let map = headers(&[
+            ("steadfast-join", "lobby, doc%207 ,,a%2Cb"),
+            ("steadfast-join", "%ff, %C3%A4"),
+        ]);
+        let (rooms, wrong) = rooms_to_join(&map);
+        let names: Vec<&str> = rooms.iter().map(Room::as_str).collect();
+        assert_eq!((names, wrong), (vec!["lobby", "doc 7", "a,b", "ä"], 1));
+        assert_eq!(rooms_to_join(&HeaderMap::new()), (Vec::new(), 0));
     }
 
     #[test]

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant, SystemTime};
 use http::header::{CONNECTION, HeaderValue, ORIGIN, UPGRADE};
 use http::{HeaderMap, Response, StatusCode, Version};
 use hyper::body::Incoming;
+use tracing::warn;
 
 use super::body::{Reply, RequestBody};
 use super::forward::Answered;
@@ -28,6 +29,7 @@ use super::upstream::{self, Fresh, Shaken};
 use super::{Accepted, Context, Live, Route, Trace, headers};
 use crate::listen::Stream;
 use crate::observe::access_log::RequestRecord;
+use crate::observe::rate::{Allowed, allowed};
 use crate::pool::backend::{ConnectionGauge, Slot};
 use crate::pool::sessions::Visit;
 use crate::pool::{Backend, Choice, Moved, Placement, Pool, Stay};
@@ -36,6 +38,7 @@ use crate::ws::connection::Facts;
 use crate::ws::driver::{Driver, Nonce};
 use crate::ws::frame::ReservedBits;
 use crate::ws::handshake;
+use crate::ws::rooms::Room;
 use crate::ws::table::Entry;
 
 /// How often a handshake begins anew because its key went elsewhere meanwhile.
@@ -82,16 +85,19 @@ pub(super) async fn open(
         client: handshake.client,
         since: SystemTime::now(),
     });
+    let rooms = &route.settings.rooms;
+    entry.join(rooms.iter().filter_map(|template| template.room(handshake.key.as_ref())));
     let id = context.shared.connection_id(entry.connection().serial);
     let head = handshake.head.into_handshake(&id, handshake.key.as_ref());
     let mut opening = Opening { context, route, target, slot: None, head };
     let answered = opening.shake_hands().await;
     trace.note_backend(opening.target.backend());
-    let (upstream, answer) = match answered? {
+    let (mut upstream, answer) = match answered? {
         Answer::Refusal(response) => return Ok((None, response)),
         Answer::Switched(upstream, answer) => (upstream, answer),
     };
     entry.connection().set_backend(upstream.backend.shared_id());
+    join_rooms(&mut upstream, &entry);
     route.handshakes.shook_hands(began.elapsed());
     let tunnel = Tunnel {
         context: Rc::clone(context),
@@ -105,6 +111,19 @@ pub(super) async fn open(
         record: trace.take_record(),
     };
     Ok((Some(tunnel), answer))
+}
+
+/// Has a connection join the rooms that its backend names, as far as those are any.
+fn join_rooms(upstream: &mut Upstream, entry: &Entry) {
+    let (rooms, mut wrong) = std::mem::take(&mut upstream.rooms);
+    wrong += entry.join(rooms);
+    if wrong > 0
+        && let Some(Allowed { suppressed }) = allowed!()
+    {
+        let names = &entry.connection().facts.names;
+        let backend = upstream.backend.id();
+        warn!(pool = %names.pool, backend, wrong, suppressed, "a backend names rooms that can't be joined");
+    }
 }
 
 /// A browser tells from which site a script connects; others say nothing (RFC 6455 section 10.2).
@@ -245,6 +264,8 @@ struct Upstream {
     reserved: ReservedBits,
     counted: ConnectionGauge,
     subprotocol: Option<HeaderValue>,
+    /// The rooms that it wants the connection to be in, and how many more it names that are none.
+    rooms: (Vec<Room>, usize),
 }
 
 /// What a backend says to a handshake.
@@ -360,6 +381,7 @@ impl Opening<'_> {
             reserved: negotiated.reserved,
             counted: slot.connection(),
             subprotocol: negotiated.subprotocol,
+            rooms: headers::rooms_to_join(response.headers()),
         };
         Ok(Answer::Switched(upstream, switching(response.into_parts().0.headers)))
     }
@@ -419,7 +441,7 @@ impl Tunnel {
     pub(super) fn begin(self, client: Stream, read_from_client: Vec<u8>) {
         let Self { context, upstream, entry, live, route, place, .. } = self;
         let Place { key, mut session } = place;
-        let Upstream { backend, stream, read_ahead, reserved, counted, subprotocol } = upstream;
+        let Upstream { backend, stream, read_ahead, reserved, counted, subprotocol, .. } = upstream;
         let subprotocol = subprotocol.as_ref().and_then(|name| name.to_str().ok());
         let asked = self.record.and_then(|record| record.into_rest(subprotocol));
         let first_message = self.opens_session.then(|| {

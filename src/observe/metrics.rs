@@ -27,6 +27,7 @@ use prometheus_client::registry::Registry;
 use crate::ws::close::CloseReason;
 use crate::ws::driver::RelayCounts;
 use crate::ws::relay::Direction;
+use crate::ws::rooms::Directory;
 
 /// The label of a listener.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -166,6 +167,8 @@ pub struct Metrics {
     injected: Family<RouteLabel, Counter>,
     /// Messages of others that could not be queued.
     pub undeliverable: Family<ReasonLabel, Counter>,
+    /// Rooms and their members.
+    pub rooms: Arc<Directory>,
     /// Changes of backends' states.
     pub backend_changes: Family<StateLabels, Counter>,
     /// Causes for which backends were drained.
@@ -202,6 +205,7 @@ impl Metrics {
             stalls: Family::default(),
             injected: Family::default(),
             undeliverable: Family::default(),
+            rooms: Arc::default(),
             backend_changes: Family::default(),
             drains: Family::default(),
             own_failures: Counter::default(),
@@ -277,6 +281,12 @@ impl Metrics {
             "undeliverable_messages",
             "Messages of others that could not be queued",
             self.undeliverable.clone(),
+        );
+        registry.register("rooms", "Rooms with a member", self.rooms.rooms.clone());
+        registry.register(
+            "room_memberships",
+            "Members of all rooms together",
+            self.rooms.memberships.clone(),
         );
     }
 

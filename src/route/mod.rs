@@ -21,9 +21,11 @@ use std::time::Duration;
 use crate::ws::RelayPolicy;
 
 pub mod key;
+pub mod rooms;
 pub mod sticky;
 
 pub use key::{Key, KeyError, KeyFound, KeySource, RequestFacts, find_key};
+pub use rooms::RoomTemplate;
 pub use sticky::{SameSite, Secure, StickyCookie};
 
 /// Which hosts a route is for.
@@ -88,6 +90,8 @@ pub struct RouteSettings {
     pub learn: Learn,
     /// Origins that may open a WebSocket; empty: any. Compared without regard to case.
     pub allowed_origins: Vec<String>,
+    /// The rooms that its connections join.
+    pub rooms: Vec<RoomTemplate>,
     /// What becomes of its connections when it is gone from the config.
     pub on_removed: OnRemoved,
     /// The most live WebSocket connections; 0: no limit.
@@ -277,6 +281,7 @@ mod tests {
             sticky_cookie: None,
             learn: Learn::Off,
             allowed_origins: Vec::new(),
+            rooms: Vec::new(),
             on_removed: OnRemoved::Drain,
             max_connections: 0,
             body_timeout: Duration::ZERO,

@@ -39,9 +39,10 @@ use crate::observe::metrics::{
 };
 use crate::observe::rate::{Allowed, allowed};
 use crate::pool::{self, Backend, BackendEvent, Clearing, DrainChange, PanicEvent, Pool, State};
+use crate::publish::Audience;
 use crate::shutdown::StopPlan;
 
-pub use crate::fleet::DeliverError;
+pub use crate::fleet::{DeliverError, PublishError};
 
 /// How long after the grace a worker may take to notice that it is over.
 const LATEST: Duration = Duration::from_secs(1);
@@ -267,6 +268,20 @@ impl Server {
     /// See [`DeliverError`].
     pub async fn deliver(&self, connection_id: &str, frame: Bytes) -> Result<(), DeliverError> {
         self.fleet.deliver(connection_id, frame).await
+    }
+
+    /// Publishes a message as others write it: see [`envelope`](crate::publish::envelope). Without an
+    /// audience it is for the one connection that it names itself. Tells whether anybody is there.
+    ///
+    /// # Errors
+    ///
+    /// See [`PublishError`].
+    pub async fn publish(
+        &self,
+        audience: Option<Audience>,
+        message: &[u8],
+    ) -> Result<bool, PublishError> {
+        self.fleet.publish_message(audience, message).await
     }
 
     /// Stops as planned. Returns when all is over: how many connections were cut.

@@ -2,7 +2,7 @@
 //!
 //! A connection is accepted, served and relayed on one worker, both its sockets with it, so that
 //! nothing of it needs a lock. Other threads reach a worker by its inbox, a bounded queue of
-//! [`Message`]s; what they ask for is done between two turns of the runtime.
+//! [`Message`]s; what they ask for is done between two turns of the runtime, one thing after the other.
 //!
 //! Long waits are the runtime's timers, one per HTTP connection; the time-outs of relayed
 //! connections are looked after by one tick of the whole worker.
@@ -23,10 +23,11 @@ use crate::http::{Accepted, Context, Shared};
 use crate::listen::{Listener, Loads};
 use crate::observe::metrics::ListenerCounts;
 use crate::observe::rate::{Allowed, allowed};
+use crate::publish::deliver::FanOut;
 use crate::shutdown::{StopPlan, Tasks};
 use crate::ws::clock::TICK_MILLIS;
 use crate::ws::close::CloseReason;
-use crate::ws::connection::{Connection, Serial};
+use crate::ws::connection::{Connection, Serial, Undeliverable};
 use crate::ws::mass_close::MassCloses;
 use crate::ws::pace::MassClose;
 use crate::ws::relay::Direction;
@@ -126,11 +127,13 @@ struct Worker {
     loads: Arc<Loads>,
     inboxes: Vec<mpsc::Sender<Message>>,
     mass_closes: MassCloses,
+    /// What it is in the middle of sending.
+    fan_out: Option<FanOut>,
 }
 
 impl Worker {
     fn new(parts: Parts) -> io::Result<(Self, mpsc::Receiver<Message>)> {
-        let table = Rc::new(Table::new(parts.index));
+        let table = Rc::new(Table::new(parts.index, Arc::clone(&parts.shared.metrics.rooms)));
         let context = Rc::new(Context::new(parts.shared, table, Tasks::default()));
         let mut worker = Self {
             context,
@@ -139,6 +142,7 @@ impl Worker {
             loads: parts.loads,
             inboxes: parts.inboxes,
             mass_closes: MassCloses::default(),
+            fan_out: None,
         };
         for door in parts.doors {
             worker.listen(door)?;
@@ -187,11 +191,13 @@ impl Worker {
         let plan = loop {
             tokio::select! {
                 _ = ticks.tick() => self.tick(),
-                message = inbox.recv() => match message {
+                message = inbox.recv(), if self.fan_out.is_none() => match message {
                     Some(Message::Stop(plan)) => break plan,
                     Some(message) => self.handle(message),
                     None => break StopPlan::prompt(),
                 },
+                // In between, others get their turn.
+                () = tokio::task::yield_now(), if self.fan_out.is_some() => self.send_on(),
             }
         };
         self.stop(plan, inbox, ticks).await
@@ -221,7 +227,8 @@ impl Worker {
             tokio::select! {
                 () = &mut all_ended => break,
                 _ = ticks.tick() => self.tick(),
-                Some(message) = inbox.recv() => self.handle(message),
+                Some(message) = inbox.recv(), if self.fan_out.is_none() => self.handle(message),
+                () = tokio::task::yield_now(), if self.fan_out.is_some() => self.send_on(),
             }
         }
         self.cut().await
@@ -248,6 +255,13 @@ impl Worker {
         self.context.upstreams.expire();
     }
 
+    /// Serves the next few whom it is sending to.
+    fn send_on(&mut self) {
+        let Context { table, shared, .. } = &*self.context;
+        let undeliverable = |reason: Undeliverable| shared.metrics.undeliverable(reason.label());
+        self.fan_out.take_if(|fan_out| !fan_out.go_on(table, undeliverable));
+    }
+
     fn handle(&mut self, message: Message) {
         let table = &self.context.table;
         match message {
@@ -270,6 +284,17 @@ impl Worker {
                 }
                 // Whoever asked may have stopped waiting.
                 let _ = reply.send(delivered);
+            }
+            // Whoever asked may have stopped waiting, here and below.
+            Message::Publish { publication, reply } => {
+                self.fan_out = FanOut::begin(publication, table);
+                let _ = reply.send(self.fan_out.is_some());
+            }
+            Message::Join { serial, room, reply } => {
+                let _ = reply.send(table.get(serial).map(|one| table.join(&one, room)));
+            }
+            Message::Leave { serial, room, reply } => {
+                let _ = reply.send(table.get(serial).map(|one| table.leave(&one, &room)).is_some());
             }
             Message::Close { serial, code, text, reply } => {
                 let open = table.get(serial).filter(|connection| connection.backend().is_some());
@@ -309,7 +334,7 @@ impl Worker {
 
     fn list(&self, query: &Query) -> Vec<Row> {
         let table = &self.context.table;
-        let wants = |connection: &Connection| query.wants(connection);
+        let wants = |connection: &Connection| query.wants(connection, table);
         let found = match query.serial {
             Some(serial) => table.get(serial).filter(|one| wants(one)).into_iter().collect(),
             None => table.after(query.after, query.limit, wants),
@@ -321,6 +346,7 @@ impl Worker {
                 pool: Arc::clone(&connection.facts.names.pool),
                 backend: connection.backend()?,
                 key: connection.facts.key.clone(),
+                rooms: table.rooms_of(connection),
                 client: connection.facts.client,
                 since: connection.facts.since,
                 counts: Direction::ALL.map(|direction| connection.counts(direction)),

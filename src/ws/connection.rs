@@ -106,6 +106,8 @@ pub enum Undeliverable {
     QueueFull,
     /// The connection is closing.
     Closing,
+    /// It would have joined more rooms than it can be in.
+    TooManyRooms,
 }
 
 impl Undeliverable {
@@ -114,12 +116,13 @@ impl Undeliverable {
         match self {
             Self::QueueFull => "queue_full",
             Self::Closing => "closing",
+            Self::TooManyRooms => "too_many_rooms",
         }
     }
 }
 
 /// Messages that wait for a place between two messages of the backend; once the connection is
-/// asked to close, what its Close is to say.
+/// asked to close, what its Close is to say behind them.
 #[derive(Debug, Default)]
 struct Mailbox {
     frames: VecDeque<Bytes>,
@@ -215,13 +218,11 @@ impl Connection {
     }
 
     /// Asks the relay to close as the operator wants it, with this code and a text of at most
-    /// [`CLOSE_TEXT_BYTES`](super::close::CLOSE_TEXT_BYTES). Who is closing already keeps to its
-    /// reason.
+    /// [`CLOSE_TEXT_BYTES`](super::close::CLOSE_TEXT_BYTES). What was delivered before goes out
+    /// before it. Who is closing already keeps to its reason.
     pub fn close_by_api(&self, code: CloseCode, text: Box<str>) {
-        if self.close.get().is_none() {
-            // Whatever else waits there would not be sent any more.
-            let mailbox = Mailbox { close_text: text, ..Mailbox::default() };
-            *self.mailbox.borrow_mut() = Some(Box::new(mailbox));
+        if self.close.get().is_none() && !text.is_empty() {
+            self.mailbox.borrow_mut().get_or_insert_default().close_text = text;
         }
         self.close(CloseReason::ClosedByApi(code));
     }
@@ -256,24 +257,24 @@ impl Connection {
     }
 
     /// For the relay: the next message that waits.
-    pub(super) fn next_message(&self) -> Option<Bytes> {
+    pub(crate) fn next_message(&self) -> Option<Bytes> {
         let mut slot = self.mailbox.borrow_mut();
         let mailbox = slot.as_mut()?;
         let frame = mailbox.frames.pop_front()?;
         mailbox.bytes -= frame.len();
-        if mailbox.frames.is_empty() {
+        if mailbox.frames.is_empty() && mailbox.close_text.is_empty() {
             *slot = None;
         }
         Some(frame)
     }
 
     /// For the relay: whether a message waits.
-    pub(super) fn has_messages(&self) -> bool {
+    pub(crate) fn has_messages(&self) -> bool {
         self.mailbox.borrow().as_ref().is_some_and(|mailbox| !mailbox.frames.is_empty())
     }
 
     /// For the relay: the reason to close, if it was asked to.
-    pub(super) fn asked_to_close(&self) -> Option<CloseReason> {
+    pub(crate) fn asked_to_close(&self) -> Option<CloseReason> {
         self.close.get()
     }
 

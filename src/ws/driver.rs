@@ -272,6 +272,9 @@ impl<P> Driver<P> {
         for direction in Direction::ALL {
             self.relay(direction, context, entry, now);
         }
+        // What was sent before a close goes before it.
+        self.deliver_messages(context, entry);
+        self.listen_to_close(entry, now);
         if self.backend_is_over() {
             // However long the client takes to hear all that the backend has said.
             self.place = None;
@@ -292,15 +295,22 @@ impl<P> Driver<P> {
 
     fn listen_to_others(&mut self, entry: &Entry, now: Tick) {
         let connection = entry.connection();
-        match connection.asked_to_close() {
-            Some(CloseReason::BackendLost) => self.core.backend_lost(now),
-            Some(reason) => self.core.close(reason, now),
-            None => {}
-        }
+        self.listen_to_close(entry, now);
         if connection.take_look_at_clock() {
             self.scheduled = None;
             self.core.tick(now);
             self.backend_hung_up |= self.is_stalled() && self.backend.stream.peer_has_ended();
+        }
+    }
+
+    fn listen_to_close(&mut self, entry: &Entry, now: Tick) {
+        let connection = entry.connection();
+        match connection.asked_to_close() {
+            Some(CloseReason::BackendLost) => self.core.backend_lost(now),
+            Some(CloseReason::ClosedByApi(_))
+                if connection.has_messages() && self.core.close_may_wait(now) => {}
+            Some(reason) => self.core.close(reason, now),
+            None => {}
         }
     }
 

@@ -213,7 +213,7 @@ mod tests {
 
     impl World {
         fn new() -> Self {
-            let table = Rc::new(Table::new(0));
+            let table = Rc::new(Table::new(0, Arc::default()));
             Self { table, closes: MassCloses::default(), open: Vec::new() }
         }
 

@@ -9,9 +9,12 @@ pub mod driver;
 pub mod first_message;
 pub mod frame;
 pub mod handshake;
+mod keys;
 pub mod mass_close;
+pub mod message;
 pub mod pace;
 pub mod relay;
+pub mod rooms;
 pub mod table;
 
 /// How the connections of a route are relayed.

@@ -293,6 +293,12 @@ impl Relay {
         self.deadline = Some(now + CLOSE_TICKS);
     }
 
+    /// Whether a close that somebody asked for may wait for the messages that he sent before: for
+    /// [`CLOSE_TICKS`], from when this is first asked.
+    pub fn close_may_wait(&mut self, now: Tick) -> bool {
+        !self.closing && now < *self.deadline.get_or_insert(now + CLOSE_TICKS)
+    }
+
     /// The backend is known to be gone, whatever its socket says.
     pub fn backend_lost(&mut self, now: Tick) {
         if !self.from_backend.ended {

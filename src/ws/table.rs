@@ -1,16 +1,20 @@
 //! The connections of one worker, by serial, and the clock that they live by.
 //!
 //! The table is the truth about who is connected here. It belongs to its worker's thread; what
-//! others want to know of it, they ask the worker for.
+//! others want to know of it, they ask the worker for. Beside the serials it knows the keys and the
+//! rooms of its connections, so that whoever sends to those looks at nobody else.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::clock::{Schedule, Tick, Ticks};
 use super::connection::{Connection, Facts, Serial};
+use super::keys::Keys;
+use super::rooms::{Directory, Room, Rooms, TooManyRooms};
 
 /// The farthest that a connection is scheduled ahead: what dead connections leave in the schedule
 /// is gone after that.
@@ -24,6 +28,8 @@ pub struct Table {
     worker: u16,
     next: Cell<u64>,
     connections: RefCell<BTreeMap<Serial, Rc<Connection>>>,
+    keys: RefCell<Keys>,
+    rooms: RefCell<Rooms>,
     schedule: RefCell<Schedule>,
     started: Instant,
     started_at: SystemTime,
@@ -34,13 +40,15 @@ pub struct Table {
 }
 
 impl Table {
-    /// An empty table of the `worker`-th worker.
-    pub fn new(worker: u16) -> Self {
+    /// An empty table of the `worker`-th worker of a proxy whose rooms `directory` counts.
+    pub fn new(worker: u16, directory: Arc<Directory>) -> Self {
         let scratch = vec![0; READ_BYTES + super::frame::CARRY_BYTES].into_boxed_slice();
         Self {
             worker,
             next: Cell::new(0),
             connections: RefCell::default(),
+            keys: RefCell::default(),
+            rooms: RefCell::new(Rooms::new(directory)),
             schedule: RefCell::default(),
             started: Instant::now(),
             started_at: SystemTime::now(),
@@ -55,6 +63,7 @@ impl Table {
         self.next.set(count + 1);
         let serial = Serial::new(self.worker, count);
         let connection = Rc::new(Connection::new(serial, facts, self.now()));
+        self.keys.borrow_mut().add(&connection.facts, serial);
         self.connections.borrow_mut().insert(serial, Rc::clone(&connection));
         Entry { table: Rc::clone(self), connection }
     }
@@ -90,6 +99,58 @@ impl Table {
         let connections = self.connections.borrow();
         let looked_at = connections.range((from, Bound::Unbounded)).take(limit);
         looked_at.inspect(|(_, connection)| look(connection)).last().map(|(serial, _)| *serial)
+    }
+
+    /// The connections of a key of a pool, as [`Table::after`] gives them.
+    pub fn of_key_after(
+        &self,
+        pool: &str,
+        key: &str,
+        serial: Option<Serial>,
+        limit: usize,
+    ) -> Vec<Rc<Connection>> {
+        let (keys, connections) = (self.keys.borrow(), self.connections.borrow());
+        let found = keys.after(pool, key, serial).filter_map(|serial| connections.get(&serial));
+        let of_key = |one: &&Rc<Connection>| {
+            one.facts.key.as_deref() == Some(key) && *one.facts.names.pool == *pool
+        };
+        found.filter(of_key).take(limit).cloned().collect()
+    }
+
+    /// The members of a room, as [`Table::after`] gives them.
+    pub fn members_after(
+        &self,
+        room: &Room,
+        serial: Option<Serial>,
+        limit: usize,
+    ) -> Vec<Rc<Connection>> {
+        let (rooms, connections) = (self.rooms.borrow(), self.connections.borrow());
+        let found = rooms.after(room, serial).filter_map(|serial| connections.get(&serial));
+        found.take(limit).cloned().collect()
+    }
+
+    /// Makes a connection of this table a member of a room. One that is already stays it.
+    ///
+    /// # Errors
+    ///
+    /// It is in too many rooms.
+    pub fn join(&self, connection: &Connection, room: Room) -> Result<(), TooManyRooms> {
+        self.rooms.borrow_mut().join(connection.serial, room)
+    }
+
+    /// Takes a connection out of a room, if it is in there.
+    pub fn leave(&self, connection: &Connection, room: &Room) {
+        self.rooms.borrow_mut().leave(connection.serial, room);
+    }
+
+    /// Whether a connection is in a room.
+    pub fn is_member(&self, connection: &Connection, room: &Room) -> bool {
+        self.rooms.borrow().has(connection.serial, room)
+    }
+
+    /// The rooms that a connection is in, by name.
+    pub fn rooms_of(&self, connection: &Connection) -> Vec<Room> {
+        self.rooms.borrow().of(connection.serial)
     }
 
     /// How many there are.
@@ -153,6 +214,12 @@ impl Entry {
         &self.connection
     }
 
+    /// Has the connection join rooms. Tells how many it could not, because it is in too many.
+    pub fn join(&self, rooms: impl IntoIterator<Item = Room>) -> usize {
+        let joined = rooms.into_iter().map(|room| self.table.join(&self.connection, room));
+        joined.filter(Result::is_err).count()
+    }
+
     /// The table.
     pub fn table(&self) -> &Rc<Table> {
         &self.table
@@ -161,6 +228,62 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        self.table.connections.borrow_mut().remove(&self.connection.serial);
+        let Self { table, connection } = self;
+        table.rooms.borrow_mut().leave_all(connection.serial);
+        table.keys.borrow_mut().remove(&connection.facts, connection.serial);
+        table.connections.borrow_mut().remove(&connection.serial);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::super::connection::Names;
+    use super::*;
+
+    fn enter(table: &Rc<Table>, pool: &str, key: Option<&str>) -> Entry {
+        table.enter(Facts {
+            names: Arc::new(Names { route: "r".into(), pool: pool.into() }),
+            key: key.map(Arc::from),
+            client: IpAddr::from([127, 0, 0, 1]),
+            since: SystemTime::now(),
+        })
+    }
+
+    fn of_key(table: &Table, pool: &str, key: &str, after: Option<Serial>) -> Vec<Serial> {
+        let found = table.of_key_after(pool, key, after, 10);
+        found.iter().map(|connection| connection.serial).collect()
+    }
+
+    #[test]
+    fn connections_are_found_by_key_within_their_pool() {
+        let table = Rc::new(Table::new(0, Arc::default()));
+        let entries =
+            [("p", Some("k")), ("q", Some("k")), ("p", Some("l")), ("p", None), ("p", Some("k"))]
+                .map(|(pool, key)| enter(&table, pool, key));
+        let serial = |index: usize| entries[index].connection().serial;
+        assert_eq!(of_key(&table, "p", "k", None), [serial(0), serial(4)]);
+        assert_eq!(of_key(&table, "p", "k", Some(serial(0))), [serial(4)]);
+        assert_eq!(of_key(&table, "q", "k", None), [serial(1)]);
+        assert!(of_key(&table, "q", "l", None).is_empty());
+        drop(entries);
+        assert!(of_key(&table, "p", "k", None).is_empty());
+    }
+
+    #[test]
+    fn who_is_gone_is_in_no_room() {
+        let directory = Arc::<Directory>::default();
+        let table = Rc::new(Table::new(0, Arc::clone(&directory)));
+        let (stays, goes) = (enter(&table, "p", None), enter(&table, "p", None));
+        let room = Room::new("a").unwrap();
+        for entry in [&stays, &goes] {
+            table.join(entry.connection(), room.clone()).unwrap();
+        }
+        assert_eq!(table.members_after(&room, None, 10).len(), 2);
+        drop(goes);
+        let members = table.members_after(&room, None, 10);
+        assert_eq!(members[0].serial, stays.connection().serial);
+        assert_eq!((members.len(), directory.memberships.get()), (1, 1));
     }
 }

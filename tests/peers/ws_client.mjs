@@ -11,6 +11,8 @@
 //     expect-close CODE [REASON]  the other end closes, with this code and reason
 //     subprotocol OFFERED CHOSEN  OFFERED is a list with commas; CHOSEN is `-` for none
 //     deflate                     compressed messages come back, and windows live over messages
+//     between COUNT               the texts `injected 0` and so on come in order, among binary
+//                                 messages that are whole; prints how many of those came meanwhile
 //     refused STATUS [BODY]       the handshake is answered with this
 //     many N PREFIX               opens N connections at once, with `room=PREFIX0` and so on, and
 //                                 prints {"ROOM": FIRST MESSAGE, ..} when each has had its first
@@ -30,6 +32,7 @@ const commands = {
   'expect-close': expectClose,
   subprotocol,
   deflate,
+  between,
   refused,
   many,
 };
@@ -130,6 +133,34 @@ async function deflate(url) {
     `${received} bytes received for a message said before, agreed: ${socket.agreed}`);
   await echoesFragments(socket, ['compressed '.repeat(50), 'in ', 'fragments '.repeat(500)]);
   await closeNormally(socket);
+}
+
+async function between(url, count) {
+  const socket = new WebSocket(url);
+  let [texts, binaries] = [0, 0];
+  await new Promise((resolve, reject) => {
+    const check = (data, isBinary) => {
+      if (isBinary) {
+        binaries += 1;
+        assert.ok(data.every((byte) => byte === data[0]), 'a binary message of several');
+        return;
+      }
+      assert.equal(data.toString(), `injected ${texts}`);
+      texts += 1;
+      if (texts === Number(count)) resolve();
+    };
+    socket.on('message', (data, isBinary) => {
+      try {
+        check(data, isBinary);
+      } catch (error) {
+        reject(error);
+      }
+    });
+    socket.on('error', reject);
+    socket.on('close', (code) => reject(new Error(`closed with ${code}`)));
+  });
+  console.log(JSON.stringify({ binaries }));
+  socket.terminate();
 }
 
 async function refused(url, status, body) {

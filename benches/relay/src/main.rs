@@ -342,6 +342,7 @@ fn route(number: usize) -> RouteSettings {
         on_removed: OnRemoved::Drain,
         learn: Learn::Off,
         allowed_origins: Vec::new(),
+        rooms: Vec::new(),
         max_connections: 0,
         body_timeout: Duration::ZERO,
         response_timeout: Duration::ZERO,
@@ -371,7 +372,7 @@ fn driver_round_trip(times: usize) {
     runtime.block_on(async {
         let (client, near_client) = pair().await;
         let (backend, near_backend) = pair().await;
-        let table = Rc::new(Table::new(0));
+        let table = Rc::new(Table::new(0, Arc::default()));
         let entry = table.enter(Facts {
             names: Arc::new(Names { route: "route".into(), pool: "pool".into() }),
             key: None,

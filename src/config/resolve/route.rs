@@ -14,8 +14,11 @@ use crate::config::problems::Problems;
 use crate::config::raw::{Cursor, Located};
 use crate::config::unsupported::NOT_SUPPORTED;
 use crate::config::value::quoted;
-use crate::route::{HostPattern, KeySource, Learn, OnRemoved, PathPattern, RouteSettings};
+use crate::route::{
+    HostPattern, KeySource, Learn, OnRemoved, PathPattern, RoomTemplate, RouteSettings,
+};
 use crate::ws::RelayPolicy;
+use crate::ws::rooms::MAX_ROOMS;
 
 /// Payload of one message: RFC 6455 section 5.2 allows for 63 bits.
 const MESSAGE: RangeInclusive<u64> = 1..=(1 << 63) - 1;
@@ -54,6 +57,7 @@ pub(super) fn resolve(mut table: Cursor<'_>, index: usize, problems: &mut Proble
             Located { value: (host, pattern, listener), span: path.span.clone() }
         });
     let name = if has_name { name } else { path };
+    let has_key = table.has("key") || table.has("sticky_cookie");
     let mut key = keys(&mut table, problems);
     let cookie_span = table.span_of("sticky_cookie");
     let sticky_cookie = sticky::cookie(&mut table, problems);
@@ -68,6 +72,7 @@ pub(super) fn resolve(mut table: Cursor<'_>, index: usize, problems: &mut Proble
     let known = [("off", Learn::Off), ("socketio", Learn::SocketIo)];
     let learn = super::choice(&mut table, "learn", &known, Learn::Off, problems);
     let allowed_origins = origins(&mut table, problems);
+    let rooms = rooms(&mut table, has_key, problems);
     super::choice(&mut table, "on_backend_loss", &[("close", ())], (), problems);
     let known =
         [("keep", OnRemoved::Keep), ("drain", OnRemoved::Drain), ("close", OnRemoved::Close)];
@@ -88,6 +93,7 @@ pub(super) fn resolve(mut table: Cursor<'_>, index: usize, problems: &mut Proble
             sticky_cookie,
             learn,
             allowed_origins,
+            rooms,
             on_removed,
             max_connections,
             body_timeout,
@@ -258,6 +264,31 @@ fn is_origin(text: &str) -> bool {
         && scheme.bytes().all(scheme_fits)
         && !host.is_empty()
         && host.bytes().all(visible)
+}
+
+/// The rooms that every connection joins. `has_key` says whether those of the route can have a key.
+fn rooms(table: &mut Cursor<'_>, has_key: bool, problems: &mut Problems) -> Vec<RoomTemplate> {
+    let span = table.span_of("rooms");
+    let mut rooms = Vec::new();
+    for text in table.list::<String>("rooms", problems) {
+        let what = match RoomTemplate::new(&text.value) {
+            Ok(room) if room.needs_key() && !has_key => {
+                "needs a key, and the route has none; say where it is with key".to_owned()
+            }
+            Ok(room) if rooms.contains(&room) => "stands there twice; keep one".to_owned(),
+            Ok(room) => {
+                rooms.push(room);
+                continue;
+            }
+            Err(what) => what,
+        };
+        table.note(problems, text.span, "rooms", &format!("{}: {what}", quoted(&text.value)));
+    }
+    if rooms.len() > MAX_ROOMS {
+        let what = format!("has {} rooms; a connection is in {MAX_ROOMS} at most", rooms.len());
+        table.note(problems, span.unwrap_or_else(|| table.span()), "rooms", &what);
+    }
+    rooms
 }
 
 fn timeouts(table: &mut Cursor<'_>, problems: &mut Problems) -> (Duration, Duration) {
