@@ -458,6 +458,9 @@ fn a_backend_that_moves_is_drained_where_it_was() {
     );
     reload(&proxy, &at(new.address));
     ws::open(proxy.address, "/?room=another").expect_text("new");
+    let page = get(proxy.admin, "/metrics").text();
+    let of_a = page.lines().filter(|line| line.starts_with("steadfast_backend_connections{"));
+    assert_eq!(of_a.count(), 1, "two addresses of one id are one series");
     for (number, (client, backend)) in clients.iter().enumerate() {
         assert_eq!(backend, "old");
         client.answer_close(1012);

@@ -487,13 +487,22 @@ fn sample(pool: &Pool, backend: &Backend, ring_share: f64) -> BackendSample {
 
 impl Collect for Arc<Owners> {
     fn backends(&self) -> Vec<BackendSample> {
-        let mut samples = Vec::new();
+        let mut samples: Vec<BackendSample> = Vec::new();
         for pool in self.pools() {
             let (pool, shares) = (&*pool, (0..).map(|index| pool.ring().share(index)));
             samples.extend(
                 pool.backends().iter().zip(shares).map(|(one, share)| sample(pool, one, share)),
             );
-            samples.extend(pool.departed().iter().map(|one| sample(pool, one, 0.0)));
+            for gone in pool.departed().iter().map(|one| sample(pool, one, 0.0)) {
+                match samples.iter_mut().find(|here| here.labels == gone.labels) {
+                    // It has moved: one id is one series.
+                    Some(here) => {
+                        here.connections += gone.connections;
+                        here.in_flight += gone.in_flight;
+                    }
+                    None => samples.push(gone),
+                }
+            }
         }
         samples
     }
