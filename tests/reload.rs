@@ -529,6 +529,14 @@ fn a_pool_that_leaves_is_drained_and_may_return() {
     let without = without.replace("pool = \"pool\"", "pool = \"other\"");
     reload(&proxy, &without);
     ws::open(proxy.address, "/?room=new").expect_text("b");
+    // It is shown as long as it has something, behind those of the config.
+    let pools = proxy.json("/v1/pools");
+    let gone = &pools["pools"][1];
+    assert_eq!(
+        (&gone["name"], &gone["backends"][0]["state"]),
+        (&json!("pool"), &json!("draining"))
+    );
+    assert_eq!(gone["backends"][0]["drain"]["by"], json!(["removed"]));
     let closed = || proxy.metric("steadfast_closes_total", &[("reason", "drained")]);
     eventually("the first is closed", || (closed() >= 1.0).then_some(()));
     reload(&proxy, &both);

@@ -176,7 +176,7 @@ impl From<Drain> for DrainView {
 
 async fn pools(State(fleet): State<Arc<Fleet>>) -> Json<Pools> {
     let snapshot = fleet.shared.snapshot.load();
-    Json(Pools { pools: snapshot.pools().iter().map(|pool| pool_view(pool)).collect() })
+    Json(Pools { pools: snapshot.pools_with_gone().map(|pool| pool_view(pool)).collect() })
 }
 
 fn pool_view(pool: &Pool) -> PoolView {
@@ -231,7 +231,7 @@ fn of_backend(
 ) -> Result<Json<BackendView>, Problem> {
     let snapshot = fleet.shared.snapshot.load();
     let missing = |what: &str| Problem::new(StatusCode::NOT_FOUND, format!("there is no {what}"));
-    let found = snapshot.pools().iter().find(|one| one.name() == pool);
+    let found = snapshot.pools_with_gone().find(|one| one.name() == pool);
     let pool = found.ok_or_else(|| missing("pool of this name"))?;
     let departed = || pool.departed().into_iter().find(|one| one.id() == id);
     let backend = pool.backend(id).cloned().or_else(departed);

@@ -141,6 +141,9 @@ pub struct Snapshot {
     router: Router,
     routes: Vec<Arc<Route>>,
     pools: Vec<Arc<Pool>>,
+    /// Those that left the config with connections: they are drained, and are the same if they
+    /// return.
+    gone: Vec<Arc<Pool>>,
     /// Of routes that left the config with connections: they count on if the route returns.
     departed: Vec<(Arc<str>, Arc<AtomicUsize>)>,
 }
@@ -187,7 +190,10 @@ impl Snapshot {
         let routes: Vec<Arc<Route>> = with_pool.collect();
         let router = Router::new(routes.iter().map(|route| &route.settings));
         let departed = before.map_or_else(Vec::new, |before| before.departed_but(&routes));
-        Self { router, routes, pools, departed }
+        let is_gone = |one: &&Arc<Pool>| !pools.iter().any(|pool| pool.name() == one.name());
+        let gone = before.into_iter().flat_map(Self::pools_with_gone).filter(is_gone);
+        let gone = gone.cloned().collect();
+        Self { router, routes, pools, gone, departed }
     }
 
     /// The counts of routes that are here, or have been, and are none of `routes`, as far as there
@@ -227,6 +233,11 @@ impl Snapshot {
     /// All pools.
     pub fn pools(&self) -> &[Arc<Pool>] {
         &self.pools
+    }
+
+    /// All pools, then those that left the config and still have connections.
+    pub fn pools_with_gone(&self) -> impl Iterator<Item = &Arc<Pool>> {
+        self.pools.iter().chain(self.gone.iter().filter(|pool| pool.has_connections()))
     }
 }
 

@@ -232,6 +232,12 @@ impl Pool {
         self.backends.iter().for_each(|backend| self.drain(backend, DrainCause::Removed));
     }
 
+    /// Whether a backend of it, also one that left it, has a connection, be it under way.
+    pub fn has_connections(&self) -> bool {
+        let departed = self.departed();
+        self.backends.iter().chain(&departed).any(|backend| backend.slots() > 0)
+    }
+
     /// Backends that left the config and that something still holds, such as a connection.
     pub fn departed(&self) -> Vec<Arc<Backend>> {
         self.departed.iter().filter_map(std::sync::Weak::upgrade).collect()

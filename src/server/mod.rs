@@ -11,6 +11,7 @@ mod expiry;
 pub mod reload;
 mod worker;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -24,8 +25,7 @@ use tokio::task::JoinSet;
 use tracing::{debug, error, info, warn};
 
 use self::busy::Busy;
-use self::drain::Conductor;
-use self::reload::Gone;
+use self::drain::{Closing, Conductor};
 use self::worker::WorkerHandle;
 use crate::admin::{Admin, AdminError};
 use crate::config::Config;
@@ -96,8 +96,8 @@ pub struct Server {
     /// Told of every change of a backend.
     observer: pool::Observer,
     conductor: Arc<Conductor>,
-    /// What left the config and may still have connections.
-    gone: Gone,
+    /// The closes of the connections of routes that left the config, by the route's name.
+    routes_gone: HashMap<Arc<str>, Closing>,
 }
 
 impl Server {
@@ -146,7 +146,7 @@ impl Server {
             watching_itself: watch::Sender::new(false),
             observer,
             conductor,
-            gone: Gone::default(),
+            routes_gone: HashMap::new(),
         };
         server.serve_admin(admin);
         if let Err(error) = server.start_workers(receivers, &loads, &inboxes) {
@@ -154,7 +154,7 @@ impl Server {
             return Err(error);
         }
         server.watch_itself(busy);
-        server.watch_backends(&pools);
+        server.watch_backends(pools.iter());
         server.fleet.shared.metrics.took_effect(SystemTime::now());
         server.fleet.set_ready(true);
         server.announce();
@@ -470,7 +470,7 @@ struct Owners {
 impl Owners {
     fn pools(&self) -> Vec<Arc<Pool>> {
         let Some(fleet) = self.fleet.get() else { return Vec::new() };
-        fleet.shared.snapshot.load().pools().to_vec()
+        fleet.shared.snapshot.load().pools_with_gone().cloned().collect()
     }
 }
 

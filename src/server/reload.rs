@@ -8,7 +8,6 @@
 //!
 //! Live connections hold none of it but what they were opened with.
 
-use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -152,14 +151,6 @@ struct Listeners {
     closed: Vec<Arc<Listener>>,
 }
 
-/// What left the config, and comes back as it was if it returns while it still has something.
-#[derive(Default)]
-pub(super) struct Gone {
-    pools: Vec<Arc<Pool>>,
-    /// The closes of routes' connections, by the name of the route.
-    routes: HashMap<Arc<str>, Closing>,
-}
-
 impl Server {
     /// Tells what a reload of `new` would change, and whom it would touch. Changes nothing.
     pub fn plan(&self, new: &Config) -> Planned {
@@ -300,15 +291,14 @@ impl Server {
         if let Some(opened) = prepared.access_log {
             shared.access_log.redirect(opened);
         }
-        let pools: Vec<Arc<Pool>> =
-            new.pools.iter().map(|settings| self.pool(settings, before.pools())).collect();
-        let snapshot = Snapshot::new(&new.routes, pools.clone(), &shared.metrics, Some(&before));
+        let pools = new.pools.iter().map(|settings| self.pool(settings, &before)).collect();
+        let snapshot = Snapshot::new(&new.routes, pools, &shared.metrics, Some(&before));
         let snapshot = Arc::new(snapshot);
         shared.snapshot.store(Arc::clone(&snapshot));
-        self.let_pools_go(before.pools(), &pools);
+        let is_here = |pool: &Pool| snapshot.pools().iter().any(|one| one.name() == pool.name());
+        before.pools().iter().filter(|pool| !is_here(pool)).for_each(|pool| pool.retire());
         self.let_routes_go(&before, &snapshot);
-        let pools = pools.into_iter().chain(self.gone.pools.iter().cloned());
-        self.watch_backends(&pools.collect::<Vec<_>>());
+        self.watch_backends(snapshot.pools_with_gone());
         self.exchange_listeners(prepared.listeners).await;
         if let Some(admin) = prepared.admin {
             self.serve_admin(admin);
@@ -321,39 +311,22 @@ impl Server {
     }
 
     /// The pool of these settings: the same as before where they are the same.
-    fn pool(&mut self, settings: &PoolSettings, before: &[Arc<Pool>]) -> Arc<Pool> {
-        if let Some(pool) = before.iter().find(|pool| pool.name() == settings.name) {
-            let is_same = pool.settings() == settings;
-            return if is_same { Arc::clone(pool) } else { pool.rebuild(settings.clone()) };
-        }
-        let gone = &mut self.gone.pools;
-        match gone.iter().position(|pool| pool.name() == settings.name) {
-            Some(index) => gone.swap_remove(index).rebuild(settings.clone()),
+    fn pool(&self, settings: &PoolSettings, before: &Snapshot) -> Arc<Pool> {
+        let is_here = |pool: &Arc<Pool>| before.pools().iter().any(|one| Arc::ptr_eq(one, pool));
+        let mut known = before.pools_with_gone();
+        match known.find(|pool| pool.name() == settings.name) {
+            Some(pool) if is_here(pool) && pool.settings() == settings => Arc::clone(pool),
+            Some(pool) => pool.rebuild(settings.clone()),
             None => Pool::new(settings.clone(), Arc::clone(&self.observer)),
-        }
-    }
-
-    /// Drains pools that are gone, and forgets those that have nothing left.
-    fn let_pools_go(&mut self, before: &[Arc<Pool>], now: &[Arc<Pool>]) {
-        let has_something = |pool: &Arc<Pool>| {
-            let mut backends = pool.backends().iter();
-            backends.any(|backend| backend.slots() > 0) || !pool.departed().is_empty()
-        };
-        self.gone.pools.retain(has_something);
-        for pool in before {
-            if !now.iter().any(|one| one.name() == pool.name()) {
-                pool.retire();
-                self.gone.pools.push(Arc::clone(pool));
-            }
         }
     }
 
     /// Closes connections of routes that are gone, as each of them said; a route that is back
     /// keeps what it still has.
     fn let_routes_go(&mut self, before: &Snapshot, now: &Snapshot) {
-        self.gone.routes.retain(|_, closing| closing.is_under_way());
+        self.routes_gone.retain(|_, closing| closing.is_under_way());
         for route in now.routes() {
-            self.gone.routes.remove(&route.names.route).iter().for_each(Closing::stop);
+            self.routes_gone.remove(&route.names.route).iter().for_each(Closing::stop);
         }
         for route in before.routes() {
             let name = &route.names.route;
@@ -367,12 +340,12 @@ impl Server {
             };
             let target = Target::Route(Arc::clone(name));
             let closing = self.conductor.start(target, span, CloseReason::RouteRemoved);
-            self.gone.routes.insert(Arc::clone(name), closing);
+            self.routes_gone.insert(Arc::clone(name), closing);
         }
     }
 
     /// Has these pools' backends watched, and no others.
-    pub(super) fn watch_backends(&mut self, pools: &[Arc<Pool>]) {
+    pub(super) fn watch_backends<'p>(&mut self, pools: impl Iterator<Item = &'p Arc<Pool>>) {
         // Who has ended is let go of, so that reloads leave nothing behind.
         while self.watchers.try_join_next().is_some() {}
         let mut before = std::mem::take(&mut self.watched);
