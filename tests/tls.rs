@@ -45,6 +45,25 @@ fn open(stream: &mut Tls, path: &str) {
     assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
 }
 
+/// A WebSocket that is open over TLS, and its backend's end of it.
+struct Opened {
+    proxy: Proxy,
+    client: Tls,
+    backend: std::net::TcpStream,
+    /// The backend accepts as long as this is there; the proxy has its files from there.
+    _kept: (Scripted, Authority),
+}
+
+fn opened() -> Opened {
+    let authority = Authority::new();
+    let (scripted, handed) = Scripted::opening();
+    let proxy = proxy(scripted.address, &[&authority.issue("site", &["a.example"])], "");
+    let mut client = tls(&any_client(), proxy.address, "a.example");
+    open(&mut client, "/?room=r");
+    let (backend, _) = handed.next();
+    Opened { proxy, client, backend, _kept: (scripted, authority) }
+}
+
 fn read_head(stream: &mut Tls) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -206,12 +225,7 @@ fn a_backend_is_told_of_tls() {
 
 #[test]
 fn each_side_may_end_first_and_the_other_goes_on() {
-    let authority = Authority::new();
-    let (backend, handed) = Scripted::opening();
-    let proxy = proxy(backend.address, &[&authority.issue("site", &["a.example"])], "");
-    let mut stream = tls(&any_client(), proxy.address, "a.example");
-    open(&mut stream, "/?room=r");
-    let (backend, _) = handed.next();
+    let Opened { proxy: _proxy, client: mut stream, backend, _kept } = opened();
     stream.write_all(&masked(TEXT, "last")).unwrap();
     stream.conn.send_close_notify();
     stream.flush().unwrap();
@@ -226,12 +240,7 @@ fn each_side_may_end_first_and_the_other_goes_on() {
 
 #[test]
 fn an_end_without_one_of_tls_is_an_end() {
-    let authority = Authority::new();
-    let (backend, handed) = Scripted::opening();
-    let proxy = proxy(backend.address, &[&authority.issue("site", &["a.example"])], "");
-    let mut stream = tls(&any_client(), proxy.address, "a.example");
-    open(&mut stream, "/?room=r");
-    let (backend, _) = handed.next();
+    let Opened { proxy: _proxy, client: stream, backend, _kept } = opened();
     stream.sock.shutdown(std::net::Shutdown::Write).unwrap();
     assert_eq!((&backend).read(&mut [0]).unwrap(), 0, "an end, and no reset");
 }
@@ -252,12 +261,7 @@ fn a_big_message_goes_both_ways() {
 #[test]
 fn a_client_that_does_not_read_costs_little_and_misses_nothing() {
     const FRAMES: usize = 1024;
-    let authority = Authority::new();
-    let (backend, handed) = Scripted::opening();
-    let proxy = proxy(backend.address, &[&authority.issue("site", &["a.example"])], "");
-    let mut stream = tls(&any_client(), proxy.address, "a.example");
-    open(&mut stream, "/?room=r");
-    let (backend, _) = handed.next();
+    let Opened { proxy, client: mut stream, backend, _kept } = opened();
     let before = proxy.memory_kib("VmRSS");
     let sent = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&sent);
@@ -287,12 +291,7 @@ fn a_client_that_does_not_read_costs_little_and_misses_nothing() {
 
 #[test]
 fn a_client_that_does_not_read_keeps_no_key_on_a_backend_that_is_gone() {
-    let authority = Authority::new();
-    let (backend, handed) = Scripted::opening();
-    let proxy = proxy(backend.address, &[&authority.issue("site", &["a.example"])], "");
-    let mut deaf = tls(&any_client(), proxy.address, "a.example");
-    open(&mut deaf, "/?room=r");
-    let (backend, _) = handed.next();
+    let Opened { proxy, client: _deaf, backend, _kept } = opened();
     proxy.wait_for_metric("steadfast_placed_keys", &[], 1.0);
     // Each no more than TLS holds: what it takes and the socket does not waits within it.
     let stalls = || proxy.metric("steadfast_relay_stalls_total", &[("direction", "from_backend")]);

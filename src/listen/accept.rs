@@ -37,6 +37,27 @@ pub struct Listener {
     socket: Arc<Mutex<Option<TcpListener>>>,
 }
 
+/// A listener can't be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("listener {listener}: can't listen on {address}")]
+pub struct ListenError {
+    /// Its name or address.
+    pub listener: String,
+    /// The address.
+    pub address: SocketAddr,
+    /// Why.
+    pub source: io::Error,
+}
+
+impl ListenError {
+    /// What keeps the listener of these settings from being opened.
+    pub fn new(settings: &ListenerSettings, source: io::Error) -> Self {
+        let address = settings.bind;
+        let listener = settings.name.clone().unwrap_or_else(|| address.to_string());
+        Self { listener, address, source }
+    }
+}
+
 impl Listener {
     /// Binds the listener's address.
     ///

@@ -15,7 +15,7 @@ pub mod proxy_protocol;
 mod stream;
 pub mod tls;
 
-pub use accept::{Listener, Load, Loads, canonical};
+pub use accept::{ListenError, Listener, Load, Loads, canonical};
 pub use introduce::{IntroductionError, introduced};
 pub use limits::{Admission, Limits, OverLimit};
 pub use stream::Stream;

@@ -31,7 +31,7 @@ use crate::admin::{Admin, AdminError};
 use crate::config::Config;
 use crate::fleet::{self, Door, Fleet, Message, Order};
 use crate::http::{Shared, Snapshot};
-use crate::listen::{Listener, Loads};
+use crate::listen::{ListenError, Listener, ListenerSettings, Loads};
 use crate::observe::access_log::{AccessLog, OpenError, Opened};
 use crate::observe::metrics::{
     BackendLabels, BackendSample, Collect, DrainLabels, ListenerLabel, Metrics, StateLabels,
@@ -58,16 +58,9 @@ const FLUSH: Duration = Duration::from_secs(2);
 /// Why a proxy did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// A listener's address can't be bound.
-    #[error("listener {listener}: can't listen on {address}")]
-    Listen {
-        /// Its name or address.
-        listener: String,
-        /// The address.
-        address: SocketAddr,
-        /// Why.
-        source: io::Error,
-    },
+    /// A listener can't be opened.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// The admin address can't be bound.
     #[error(transparent)]
     Admin(#[from] AdminError),
@@ -126,7 +119,7 @@ impl Server {
         let proxy_id = proxy_id(&config.server.name);
         let shared = Arc::new(Shared::new(proxy_id, snapshot, metrics, access_log));
         let name = config.server.name.clone();
-        let listeners = bind_all(&config)?;
+        let listeners = bind_all(&config.listeners)?;
         let fleet = Fleet::new(Arc::clone(&shared), name, listeners, inboxes.clone());
         let fleet = Arc::new(fleet);
         fleet.set_admin_token(config.server.admin_token.clone());
@@ -340,14 +333,10 @@ fn proxy_id(name: &str) -> Arc<str> {
     format!("{name}-{:x}{random:08x}", now.as_secs()).into()
 }
 
-fn bind_all(config: &Config) -> Result<Vec<Arc<Listener>>, StartError> {
-    let bound = config.listeners.iter().map(|settings| {
-        let address = settings.bind;
-        Listener::bind(settings.clone()).map(Arc::new).map_err(|source| StartError::Listen {
-            listener: settings.name.clone().unwrap_or_else(|| address.to_string()),
-            address,
-            source,
-        })
+fn bind_all(settings: &[ListenerSettings]) -> Result<Vec<Arc<Listener>>, ListenError> {
+    let bound = settings.iter().map(|one| {
+        let bound = Listener::bind(one.clone()).map(Arc::new);
+        bound.map_err(|source| ListenError::new(one, source))
     });
     bound.collect()
 }

@@ -9,7 +9,6 @@
 //! Live connections hold none of it but what they were opened with.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -24,7 +23,7 @@ use crate::config::diff::{self, Act, Change, Diff, Part, diff};
 use crate::config::{Config, Problems};
 use crate::fleet::LastReload;
 use crate::http::Snapshot;
-use crate::listen::{Listener, ListenerSettings};
+use crate::listen::{ListenError, Listener, ListenerSettings};
 use crate::observe::access_log::{OpenError, Opened};
 use crate::pool::{self, Pool, PoolSettings};
 use crate::route::OnRemoved;
@@ -40,15 +39,8 @@ pub enum ReloadError {
     #[error("{0}")]
     Invalid(Problems),
     /// A listener can't be opened.
-    #[error("listener {listener}: can't listen on {address}")]
-    Listen {
-        /// Its name or address.
-        listener: String,
-        /// The address.
-        address: SocketAddr,
-        /// Why.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// The admin address can't be bound.
     #[error(transparent)]
     Admin(#[from] AdminError),
@@ -256,11 +248,7 @@ impl Server {
         let names = diff::listener_names(&self.config.listeners);
         let mut known: Vec<_> = names.iter().map(|(name, _)| name).zip(known.iter()).collect();
         for (name, settings) in diff::listener_names(settings) {
-            let failed = |source| ReloadError::Listen {
-                listener: settings.name.clone().unwrap_or_else(|| settings.bind.to_string()),
-                address: settings.bind,
-                source,
-            };
+            let failed = |source| ListenError::new(settings, source);
             let position = known.iter().position(|(known, _)| **known == name);
             let before = position.map(|position| known.swap_remove(position).1);
             let listener = match before {
