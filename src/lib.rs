@@ -20,6 +20,7 @@ pub mod observe;
 pub mod pool;
 pub mod publish;
 pub mod random;
+pub mod registry;
 pub mod route;
 pub mod server;
 pub mod shutdown;

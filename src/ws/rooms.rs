@@ -1,8 +1,8 @@
 //! Rooms: names under which connections are reached together.
 //!
 //! A room is there as long as it has a member, and nobody makes one or takes one away. Each worker
-//! knows the members among its own connections, [`Rooms`]; which rooms the whole proxy has, and how
-//! many memberships, the workers tell the [`Directory`] when that changes.
+//! knows the members among its own connections, [`Rooms`]; of every membership it tells the
+//! [`Registry`], which knows the rooms of the whole proxy.
 //!
 //! Connections in no room cost nothing here. One that is in rooms costs its list of them, and a place
 //! in the members of each.
@@ -10,11 +10,10 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::ops::Bound;
-use std::sync::{Arc, Mutex, PoisonError};
-
-use prometheus_client::metrics::gauge::Gauge;
+use std::sync::Arc;
 
 use super::connection::Serial;
+use crate::registry::{Group, Registry};
 
 /// The longest name of a room, in bytes.
 pub const MAX_ROOM_BYTES: usize = 1024;
@@ -51,6 +50,16 @@ impl Room {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The name, shared.
+    pub fn shared(&self) -> Arc<str> {
+        Arc::clone(&self.0)
+    }
+
+    /// Its members, as the registry knows them.
+    pub fn group(&self) -> Group {
+        Group::Room(self.shared())
+    }
 }
 
 impl fmt::Display for Room {
@@ -64,53 +73,20 @@ impl fmt::Display for Room {
 #[error("the connection is in {MAX_ROOMS} rooms, and one can't be in more")]
 pub struct TooManyRooms;
 
-/// The rooms of all workers of a proxy. Its lock is taken when a worker gets its first member of a
-/// room, and when the last one leaves.
-#[derive(Debug, Default)]
-pub struct Directory {
-    /// By name: how many workers have members.
-    workers: Mutex<HashMap<Room, usize>>,
-    /// Rooms with a member.
-    pub rooms: Gauge,
-    /// Members of all rooms together.
-    pub memberships: Gauge,
-}
-
-impl Directory {
-    fn open(&self, room: &Room) {
-        let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
-        let workers = workers.entry(room.clone()).or_default();
-        *workers += 1;
-        if *workers == 1 {
-            self.rooms.inc();
-        }
-    }
-
-    fn close(&self, room: &Room) {
-        let mut all = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(workers) = all.get_mut(room) else { return };
-        *workers -= 1;
-        if *workers == 0 {
-            all.remove(room);
-            self.rooms.dec();
-        }
-    }
-}
-
 /// Who of a worker's connections is in which rooms.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Rooms {
     /// Each with one member at least.
     members: HashMap<Room, BTreeSet<Serial>>,
     /// The rooms of those that are in any, by name; at most [`MAX_ROOMS`] each.
     of: HashMap<Serial, Vec<Room>>,
-    directory: Arc<Directory>,
+    registry: Arc<dyn Registry>,
 }
 
 impl Rooms {
-    /// None, of a proxy with this directory.
-    pub fn new(directory: Arc<Directory>) -> Self {
-        Self { members: HashMap::new(), of: HashMap::new(), directory }
+    /// None, of a proxy with this registry.
+    pub fn new(registry: Arc<dyn Registry>) -> Self {
+        Self { members: HashMap::new(), of: HashMap::new(), registry }
     }
 
     /// Makes a connection a member. One that is already stays it.
@@ -129,13 +105,8 @@ impl Rooms {
         // Most are in one or two, and a vector begins with room for four.
         own.reserve_exact(1);
         own.insert(place, room.clone());
-        let Self { members, directory, .. } = self;
-        let members = members.entry(room).or_insert_with_key(|room| {
-            directory.open(room);
-            BTreeSet::new()
-        });
-        members.insert(serial);
-        directory.memberships.inc();
+        self.registry.enter(room.group());
+        self.members.entry(room).or_default().insert(serial);
         Ok(())
     }
 
@@ -160,10 +131,9 @@ impl Rooms {
     fn take_out(&mut self, serial: Serial, room: &Room) {
         let Some(members) = self.members.get_mut(room) else { return };
         members.remove(&serial);
-        self.directory.memberships.dec();
+        self.registry.leave(&room.group());
         if members.is_empty() {
             self.members.remove(room);
-            self.directory.close(room);
         }
     }
 
@@ -188,6 +158,11 @@ impl Rooms {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::registry::memory::Memory;
+
+    fn none() -> Rooms {
+        Rooms::new(Arc::<Memory>::default())
+    }
 
     fn room(name: &str) -> Room {
         Room::new(name).unwrap()
@@ -210,7 +185,7 @@ mod tests {
 
     #[test]
     fn who_joined_is_found_until_it_leaves() {
-        let mut rooms = Rooms::default();
+        let mut rooms = none();
         for count in [3, 1, 2] {
             rooms.join(serial(count), room("a")).unwrap();
         }
@@ -231,26 +206,26 @@ mod tests {
 
     #[test]
     fn nothing_is_left_of_rooms_that_are_over() {
-        let directory = Arc::<Directory>::default();
-        let mut workers = [(); 2].map(|()| Rooms::new(Arc::clone(&directory)));
+        let registry = Arc::<Memory>::default();
+        let mut workers = [(); 2].map(|()| Rooms::new(Arc::<Memory>::clone(&registry)));
         for worker in &mut workers {
             worker.join(serial(1), room("a")).unwrap();
             worker.join(serial(2), room("a")).unwrap();
         }
         workers[0].join(serial(1), room("b")).unwrap();
-        assert_eq!((directory.rooms.get(), directory.memberships.get()), (2, 5));
+        assert_eq!(registry.rooms(), (2, 5));
         workers[0].leave_all(serial(1));
         workers[0].leave_all(serial(2));
-        assert_eq!((directory.rooms.get(), directory.memberships.get()), (1, 2));
+        assert_eq!(registry.rooms(), (1, 2));
         workers[1].leave(serial(1), &room("a"));
         workers[1].leave_all(serial(2));
-        assert_eq!((directory.rooms.get(), directory.memberships.get()), (0, 0));
+        assert_eq!(registry.rooms(), (0, 0));
         assert!(workers.iter().all(|rooms| rooms.members.is_empty() && rooms.of.is_empty()));
     }
 
     #[test]
     fn a_connection_is_in_so_many_rooms_and_no_more() {
-        let mut rooms = Rooms::default();
+        let mut rooms = none();
         for number in 0..MAX_ROOMS {
             rooms.join(serial(1), room(&number.to_string())).unwrap();
         }

@@ -1,0 +1,220 @@
+//! The registry that proxies share: a Redis, with Sentinels, or a Cluster.
+//!
+//! Nothing that a worker calls waits for Redis; what is asked of it is asked through [`Link`], which
+//! knows whether it is there. The parts: [`link`] has the connection for commands, [`subscriptions`]
+//! the one for messages, and which groups need one; [`shadow`] writes down who owns what, and that the
+//! proxy lives; [`sweep`] removes what dead proxies have left; [`ask`] answers for others'
+//! connections; [`placed`] and [`sessions`] share where keys and sessions are, and what is drained.
+//!
+//! All of them run on the control runtime, in [`Redis::run`].
+
+mod ask;
+mod link;
+mod placed;
+mod sessions;
+mod shadow;
+mod subscriptions;
+mod sweep;
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use self::link::Link;
+use self::placed::Placed;
+use self::shadow::Ledger;
+use self::subscriptions::Subscriptions;
+use super::names::Names;
+use super::{
+    Boxed, Channel, Event, Group, Others, Owned, Peer, Registry, Shadow, State, Truth,
+    Unavailable,
+};
+use crate::config::Secret;
+
+/// `[registry]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Where it is.
+    pub place: Place,
+    /// What all keys and channels begin with.
+    pub prefix: String,
+    /// Whether a proxy without it is not ready.
+    pub required: bool,
+    /// How long a handshake may wait for a subscription.
+    pub join_wait: Duration,
+    /// The longest message to clients, in bytes.
+    pub max_message: usize,
+}
+
+/// Where a Redis is. Addresses may have passwords in them.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Place {
+    /// At this URL.
+    One(Secret),
+}
+
+/// Who the proxy is, for others.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// Its id.
+    pub proxy: Arc<str>,
+    /// The name of its server.
+    pub name: String,
+}
+
+/// What all parts have in common.
+struct Common {
+    settings: Settings,
+    identity: Identity,
+    names: Names,
+    link: Link,
+}
+
+/// A shared registry.
+pub struct Redis {
+    common: Arc<Common>,
+    subscriptions: Subscriptions,
+    ledger: Ledger,
+    placed: Placed,
+}
+
+impl Redis {
+    /// One that is away until it [runs](Self::run).
+    pub fn new(settings: Settings, identity: Identity) -> Self {
+        let names = Names::new(&settings.prefix);
+        let link = Link::new(&settings);
+        Self {
+            common: Arc::new(Common { settings, identity, names, link }),
+            subscriptions: Subscriptions::default(),
+            ledger: Ledger::default(),
+            placed: Placed::default(),
+        }
+    }
+
+    /// Connects, and does all that is to be done, until `stopped`. To be called once, on the control
+    /// runtime.
+    pub async fn run(
+        &self,
+        truth: Arc<dyn Truth>,
+        events: mpsc::Sender<Event>,
+        stopped: impl Future<Output = ()>,
+    ) {
+        let common = &*self.common;
+        let all = async {
+            tokio::join!(
+                common.link.run(),
+                self.subscriptions.run(common, &events),
+                self.ledger.run(common, &*truth),
+                sweep::run(common),
+                self.placed.run(common, &*truth, &events),
+            );
+        };
+        tokio::select! {
+            () = stopped => {}
+            () = all => {}
+        }
+    }
+
+    /// Takes the proxy and all that it owns out of the registry, as far as that is there.
+    pub async fn sign_off(&self) {
+        self.ledger.sign_off(&self.common).await;
+    }
+}
+
+impl Registry for Redis {
+    fn enter(&self, group: Group) {
+        self.subscriptions.enter(group);
+    }
+
+    fn leave(&self, group: &Group) {
+        self.subscriptions.leave(group);
+    }
+
+    fn rooms(&self) -> (usize, usize) {
+        self.subscriptions.rooms()
+    }
+
+    fn shadow(&self) -> Option<&dyn Shadow> {
+        Some(&self.ledger)
+    }
+
+    fn stand(&self, groups: &mut dyn Iterator<Item = Group>) -> Option<Boxed<'static, ()>> {
+        self.subscriptions.stand(groups, self.common.settings.join_wait)
+    }
+
+    fn state(&self) -> State {
+        if self.common.link.is_up() && self.subscriptions.stand_all() {
+            State::Up
+        } else {
+            State::Away
+        }
+    }
+
+    fn fleet(&self) -> Option<&dyn Others> {
+        Some(self)
+    }
+}
+
+impl Others for Redis {
+    fn publish(&self, channel: &Channel, message: Bytes) -> Boxed<'_, Result<usize, Unavailable>> {
+        let name = self.common.names.channel(channel);
+        Box::pin(async move { self.common.link.publish(&name, &message).await })
+    }
+
+    fn owner(&self, id: &str) -> Boxed<'_, Result<Option<Owned>, Unavailable>> {
+        let id = id.to_owned();
+        Box::pin(async move { ask::owner(&self.common, &id).await })
+    }
+
+    fn of_key(
+        &self,
+        pool: &str,
+        key: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Boxed<'_, Result<Vec<Owned>, Unavailable>> {
+        let (pool, key, after) = (pool.to_owned(), key.to_owned(), after.map(str::to_owned));
+        Box::pin(async move {
+            ask::of_key(&self.common, &pool, &key, after.as_deref(), limit).await
+        })
+    }
+
+    fn peers(&self) -> Vec<Peer> {
+        self.ledger.peers()
+    }
+
+    fn drain(&self, pool: &str, backend: &str, wanted: bool) -> Boxed<'_, Result<(), Unavailable>> {
+        let (pool, backend) = (pool.to_owned(), backend.to_owned());
+        Box::pin(async move { placed::drain(&self.common, &pool, &backend, wanted).await })
+    }
+
+    fn placed(&self, pool: &str, key: &str, backend: Option<&str>) {
+        self.placed.tell(pool, key, backend);
+    }
+
+    fn session(&self, pool: &str, id: &str) -> Boxed<'_, Result<Option<String>, Unavailable>> {
+        let name = self.common.names.session(pool, id);
+        Box::pin(async move { sessions::find(&self.common, &name).await })
+    }
+
+    fn keep_session(
+        &self,
+        pool: &str,
+        id: &str,
+        backend: &str,
+        life: Duration,
+    ) -> Boxed<'_, Result<(), Unavailable>> {
+        let (name, backend) = (self.common.names.session(pool, id), backend.to_owned());
+        Box::pin(async move { sessions::keep(&self.common, &name, &backend, life).await })
+    }
+}
+
+impl fmt::Debug for Redis {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Redis").field("state", &self.state()).finish_non_exhaustive()
+    }
+}
