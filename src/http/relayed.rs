@@ -79,7 +79,7 @@ impl Relayed {
         let backend = self.guards.counted.backend().id();
         let (messages_from_client, bytes_from_client) = connection.counts(Direction::FromClient);
         let (messages_from_backend, bytes_from_backend) = connection.counts(Direction::FromBackend);
-        let since = connection.facts.since;
+        let since = connection.facts.since.time();
         let last_activity = self.context.table.time_of(connection.last_activity()).max(since);
         let (since, now) = (unix_millis(since), unix_millis(SystemTime::now()));
         let line = ConnectionLine {
@@ -87,7 +87,7 @@ impl Relayed {
             time: now,
             proxy: &shared.proxy_id,
             connection: &id,
-            client: connection.facts.client,
+            client: connection.facts.client.ip(),
             listener: &self.guards.accepted.listener.label,
             route: &names.route,
             pool: &names.pool,

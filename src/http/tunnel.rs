@@ -82,8 +82,8 @@ pub(super) async fn open(
     let entry = context.table.enter(Facts {
         names: Arc::clone(&route.names),
         key: handshake.key.as_ref().map(|key| target.key().unwrap_or_else(|| key.as_str().into())),
-        client: handshake.client,
-        since: SystemTime::now(),
+        client: handshake.client.into(),
+        since: SystemTime::now().into(),
     });
     let rooms = &route.settings.rooms;
     entry.join(rooms.iter().filter_map(|template| template.room(handshake.key.as_ref())));
@@ -445,7 +445,7 @@ impl Tunnel {
         let subprotocol = subprotocol.as_ref().and_then(|name| name.to_str().ok());
         let asked = self.record.and_then(|record| record.into_rest(subprotocol));
         let first_message = self.opens_session.then(|| {
-            let (pool, client) = (Arc::clone(&route.pool), entry.connection().facts.client);
+            let (pool, client) = (Arc::clone(&route.pool), entry.connection().facts.client.ip());
             let session = session.insert(OfWebSocket::default());
             session.listen(session::Opening { pool, backend, client })
         });

@@ -73,8 +73,8 @@ mod tests {
         table.enter(Facts {
             names: Arc::new(Names { route: "r".into(), pool: "p".into() }),
             key: Some(key.into()),
-            client: IpAddr::from([127, 0, 0, 1]),
-            since: SystemTime::now(),
+            client: IpAddr::from([127, 0, 0, 1]).into(),
+            since: SystemTime::now().into(),
         })
     }
 

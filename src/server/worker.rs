@@ -347,13 +347,13 @@ impl Worker {
                 backend: connection.backend()?,
                 key: connection.facts.key.clone(),
                 rooms: table.rooms_of(connection),
-                client: connection.facts.client,
-                since: connection.facts.since,
+                client: connection.facts.client.ip(),
+                since: connection.facts.since.time(),
                 counts: Direction::ALL.map(|direction| connection.counts(direction)),
                 // The table's clock is a tick late at most: never before the beginning.
                 last_activity: table
                     .time_of(connection.last_activity())
-                    .max(connection.facts.since),
+                    .max(connection.facts.since.time()),
             })
         });
         rows.collect()

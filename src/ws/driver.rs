@@ -400,10 +400,8 @@ impl<P> Driver<P> {
     /// Writes what the proxy has to say in a direction, if this is a place for it.
     fn speak(&mut self, direction: Direction, context: &mut Context<'_>, entry: &Entry) {
         loop {
-            let own = {
-                let close_text = entry.connection().close_text();
-                self.core.insert(direction, self.mask, &close_text)
-            };
+            let say = |text: &str| self.core.insert(direction, self.mask, text);
+            let own = entry.connection().with_close_text(say);
             let Some(frame) = own else { break };
             self.write(direction, context, frame.as_ref());
         }

@@ -1,8 +1,9 @@
 //! The connections of a worker by their key.
 //!
-//! All that a connection adds is the hash of its pool and key beside its serial: 16 bytes in the
-//! leaf of a tree. Its key is kept where it is anyway. So different keys can share a place here, and
-//! who looks compares them; hashes are seeded, so nobody can choose keys that do.
+//! All that a connection adds is 8 bytes in the leaf of a tree: some of the hash of its pool and key,
+//! then its number among those of its worker. Its key is kept where it is anyway. So different keys can
+//! share a place here, and who looks compares them: with a million connections 15 do. Hashes are
+//! seeded, so nobody can choose keys that do.
 
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher as _, RandomState};
@@ -10,13 +11,21 @@ use std::hash::{BuildHasher as _, RandomState};
 use super::connection::{Facts, Serial};
 
 /// Which connections may have a key.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Keys {
+    /// Whose connections they are.
+    worker: u16,
     hasher: RandomState,
-    all: BTreeSet<(u64, Serial)>,
+    /// Serials with the hash of a key where the worker stands.
+    all: BTreeSet<Serial>,
 }
 
 impl Keys {
+    /// None, of a worker.
+    pub(super) fn new(worker: u16) -> Self {
+        Self { worker, hasher: RandomState::new(), all: BTreeSet::new() }
+    }
+
     /// Enters a connection; one without a key has no place here.
     pub(super) fn add(&mut self, facts: &Facts, serial: Serial) {
         self.all.extend(self.place(facts, serial));
@@ -36,18 +45,21 @@ impl Keys {
         key: &str,
         serial: Option<Serial>,
     ) -> impl Iterator<Item = Serial> {
-        let hash = self.hash(pool, key);
-        let first = serial.unwrap_or(Serial::from_u64(0));
-        let found = self.all.range((hash, first)..=(hash, Serial::from_u64(u64::MAX)));
-        found.map(|(_, found)| *found).filter(move |found| Some(*found) != serial)
+        let (worker, hash) = (self.worker, self.hash(pool, key));
+        let first = Serial::new(hash, serial.map_or(0, Serial::count));
+        let found = self.all.range(first..=Serial::new(hash, Serial::MAX_COUNT));
+        let found = found.map(move |place| Serial::new(worker, place.count()));
+        found.filter(move |found| Some(*found) != serial)
     }
 
-    fn place(&self, facts: &Facts, serial: Serial) -> Option<(u64, Serial)> {
+    fn place(&self, facts: &Facts, serial: Serial) -> Option<Serial> {
         let key = facts.key.as_ref()?;
-        Some((self.hash(&facts.names.pool, key), serial))
+        Some(Serial::new(self.hash(&facts.names.pool, key), serial.count()))
     }
 
-    fn hash(&self, pool: &str, key: &str) -> u64 {
-        self.hasher.hash_one((pool, key))
+    fn hash(&self, pool: &str, key: &str) -> u16 {
+        // Any 16 bits of it are as good as others.
+        let [first, second, ..] = self.hasher.hash_one((pool, key)).to_le_bytes();
+        u16::from_le_bytes([first, second])
     }
 }

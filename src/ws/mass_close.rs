@@ -221,8 +221,8 @@ mod tests {
             let entry = self.table.enter(Facts {
                 names: Arc::new(Names { route: route.into(), pool: "p".into() }),
                 key: key.map(Arc::from),
-                client: IpAddr::V4(Ipv4Addr::LOCALHOST),
-                since: SystemTime::now(),
+                client: IpAddr::V4(Ipv4Addr::LOCALHOST).into(),
+                since: SystemTime::now().into(),
             });
             if let Some(backend) = backend {
                 entry.connection().set_backend(id(backend));

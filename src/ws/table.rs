@@ -4,8 +4,10 @@
 //! others want to know of it, they ask the worker for. Beside the serials it knows the keys and the
 //! rooms of its connections, so that whoever sends to those looks at nobody else.
 
+use std::borrow::Borrow;
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::cmp::Ordering;
+use std::collections::BTreeSet;
 use std::ops::Bound;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -22,12 +24,43 @@ const FARTHEST: Ticks = Ticks::from_secs(60);
 /// One read of a relay, in bytes.
 pub const READ_BYTES: usize = 64 * 1024;
 
+/// A connection as its serial orders it, which it has itself: a key beside it would be half of the
+/// table.
+#[derive(Debug)]
+struct BySerial(Rc<Connection>);
+
+impl Borrow<Serial> for BySerial {
+    fn borrow(&self) -> &Serial {
+        &self.0.serial
+    }
+}
+
+impl Ord for BySerial {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.serial.cmp(&other.0.serial)
+    }
+}
+
+impl PartialOrd for BySerial {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for BySerial {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.serial == other.0.serial
+    }
+}
+
+impl Eq for BySerial {}
+
 /// The connections of one worker.
 #[derive(Debug)]
 pub struct Table {
     worker: u16,
     next: Cell<u64>,
-    connections: RefCell<BTreeMap<Serial, Rc<Connection>>>,
+    connections: RefCell<BTreeSet<BySerial>>,
     keys: RefCell<Keys>,
     rooms: RefCell<Rooms>,
     schedule: RefCell<Schedule>,
@@ -47,7 +80,7 @@ impl Table {
             worker,
             next: Cell::new(0),
             connections: RefCell::default(),
-            keys: RefCell::default(),
+            keys: RefCell::new(Keys::new(worker)),
             rooms: RefCell::new(Rooms::new(directory)),
             schedule: RefCell::default(),
             started: Instant::now(),
@@ -64,13 +97,13 @@ impl Table {
         let serial = Serial::new(self.worker, count);
         let connection = Rc::new(Connection::new(serial, facts, self.now()));
         self.keys.borrow_mut().add(&connection.facts, serial);
-        self.connections.borrow_mut().insert(serial, Rc::clone(&connection));
+        self.connections.borrow_mut().insert(BySerial(Rc::clone(&connection)));
         Entry { table: Rc::clone(self), connection }
     }
 
     /// The connection of a serial; `None` if it is gone.
     pub fn get(&self, serial: Serial) -> Option<Rc<Connection>> {
-        self.connections.borrow().get(&serial).cloned()
+        self.connections.borrow().get(&serial).map(|BySerial(connection)| Rc::clone(connection))
     }
 
     /// The connections behind a serial in ascending order, those for which `wanted` holds, at
@@ -83,7 +116,8 @@ impl Table {
     ) -> Vec<Rc<Connection>> {
         let from = serial.map_or(Bound::Unbounded, Bound::Excluded);
         let connections = self.connections.borrow();
-        let found = connections.range((from, Bound::Unbounded)).map(|(_, connection)| connection);
+        let found =
+            connections.range::<Serial, _>((from, Bound::Unbounded)).map(|BySerial(one)| one);
         found.filter(|connection| wanted(connection)).take(limit).cloned().collect()
     }
 
@@ -97,8 +131,8 @@ impl Table {
     ) -> Option<Serial> {
         let from = serial.map_or(Bound::Unbounded, Bound::Excluded);
         let connections = self.connections.borrow();
-        let looked_at = connections.range((from, Bound::Unbounded)).take(limit);
-        looked_at.inspect(|(_, connection)| look(connection)).last().map(|(serial, _)| *serial)
+        let looked_at = connections.range::<Serial, _>((from, Bound::Unbounded)).take(limit);
+        looked_at.inspect(|BySerial(one)| look(one)).last().map(|BySerial(one)| one.serial)
     }
 
     /// The connections of a key of a pool, as [`Table::after`] gives them.
@@ -111,6 +145,7 @@ impl Table {
     ) -> Vec<Rc<Connection>> {
         let (keys, connections) = (self.keys.borrow(), self.connections.borrow());
         let found = keys.after(pool, key, serial).filter_map(|serial| connections.get(&serial));
+        let found = found.map(|BySerial(one)| one);
         let of_key = |one: &&Rc<Connection>| {
             one.facts.key.as_deref() == Some(key) && *one.facts.names.pool == *pool
         };
@@ -126,7 +161,7 @@ impl Table {
     ) -> Vec<Rc<Connection>> {
         let (rooms, connections) = (self.rooms.borrow(), self.connections.borrow());
         let found = rooms.after(room, serial).filter_map(|serial| connections.get(&serial));
-        found.take(limit).cloned().collect()
+        found.take(limit).map(|BySerial(one)| Rc::clone(one)).collect()
     }
 
     /// Makes a connection of this table a member of a room. One that is already stays it.
@@ -246,8 +281,8 @@ mod tests {
         table.enter(Facts {
             names: Arc::new(Names { route: "r".into(), pool: pool.into() }),
             key: key.map(Arc::from),
-            client: IpAddr::from([127, 0, 0, 1]),
-            since: SystemTime::now(),
+            client: IpAddr::from([127, 0, 0, 1]).into(),
+            since: SystemTime::now().into(),
         })
     }
 

@@ -376,8 +376,8 @@ fn driver_round_trip(times: usize) {
         let entry = table.enter(Facts {
             names: Arc::new(Names { route: "route".into(), pool: "pool".into() }),
             key: None,
-            client: IpAddr::V4(Ipv4Addr::LOCALHOST),
-            since: SystemTime::UNIX_EPOCH,
+            client: IpAddr::V4(Ipv4Addr::LOCALHOST).into(),
+            since: SystemTime::UNIX_EPOCH.into(),
         });
         let connection = table.get(entry.connection().serial).unwrap();
         let mut driver = Driver::<()>::new(
