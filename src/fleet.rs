@@ -23,7 +23,7 @@ use crate::shutdown::StopPlan;
 use crate::ws::close::CloseCode;
 use crate::ws::connection::{Connection, Serial, Undeliverable};
 use crate::ws::mass_close;
-use crate::ws::rooms::{Room, TooManyRooms};
+use crate::ws::rooms::{NotARoom, Room, TooManyRooms};
 use crate::ws::table::Table;
 
 /// Messages that may wait for a worker.
@@ -124,9 +124,23 @@ pub enum PublishError {
     /// The connection that it names is not one of this proxy's.
     #[error("no connection of this proxy has this id")]
     Unknown,
+    /// A room can't have this name.
+    #[error(transparent)]
+    Room(#[from] NotARoom),
     /// A worker has too much to do, or has ended.
     #[error("a worker does not answer")]
     Busy,
+}
+
+impl PublishError {
+    /// Its word in metrics.
+    pub(crate) fn label(&self) -> &'static str {
+        match self {
+            Self::Envelope(_) | Self::Nobody | Self::OneOfMany | Self::Room(_) => "malformed",
+            Self::Unknown => "gone",
+            Self::Busy => "busy",
+        }
+    }
 }
 
 impl Fleet {
@@ -270,23 +284,30 @@ impl Fleet {
     /// Sends a message to its audience, on all workers or on none. Tells whether anybody is there;
     /// `None` if a worker does not answer.
     pub(crate) async fn publish(&self, publication: Publication) -> Option<bool> {
-        let publication = Arc::new(publication);
-        let places: Result<Vec<_>, _> =
-            self.inboxes.iter().map(mpsc::Sender::try_reserve).collect();
-        let answers = places.ok()?.into_iter().map(|place| {
-            let (reply, answer) = oneshot::channel();
-            place.send(Message::Publish { publication: Arc::clone(&publication), reply });
-            answer
-        });
-        let answers: Vec<_> = answers.collect();
         let all = async {
             let mut somebody = false;
-            for answer in answers {
+            for answer in self.hand_out(publication).await? {
                 somebody |= answer.await.ok()?;
             }
             Some(somebody)
         };
         tokio::time::timeout(ASK, all).await.ok()?
+    }
+
+    /// Puts a message into the inboxes of all workers, or of none: `None`, if one has ended. What is
+    /// handed out one after the other, is sent in this order.
+    async fn hand_out(&self, publication: Publication) -> Option<Vec<oneshot::Receiver<bool>>> {
+        let publication = Arc::new(publication);
+        let mut places = Vec::with_capacity(self.inboxes.len());
+        for inbox in &self.inboxes {
+            places.push(inbox.reserve().await.ok()?);
+        }
+        let answers = places.into_iter().map(|place| {
+            let (reply, answer) = oneshot::channel();
+            place.send(Message::Publish { publication: Arc::clone(&publication), reply });
+            answer
+        });
+        Some(answers.collect())
     }
 
     /// Publishes a message, as [`Server::publish`](crate::server::Server::publish) says.
@@ -295,6 +316,26 @@ impl Fleet {
         audience: Option<Audience>,
         message: &[u8],
     ) -> Result<bool, PublishError> {
+        let publication = self.publication(audience, message)?;
+        self.publish(publication).await.ok_or(PublishError::Busy)
+    }
+
+    /// Has a message sent that came from elsewhere, without waiting for it.
+    pub(crate) async fn pass_on(
+        &self,
+        audience: Option<Audience>,
+        message: &[u8],
+    ) -> Result<(), PublishError> {
+        let handed_out = self.hand_out(self.publication(audience, message)?);
+        let handed_out = tokio::time::timeout(ASK, handed_out).await;
+        handed_out.ok().flatten().map(drop).ok_or(PublishError::Busy)
+    }
+
+    fn publication(
+        &self,
+        audience: Option<Audience>,
+        message: &[u8],
+    ) -> Result<Publication, PublishError> {
         let Envelope { action, except, connection } = envelope::read(message)?;
         let audience = match (audience, connection) {
             (Some(audience), None) => audience,
@@ -303,8 +344,7 @@ impl Fleet {
             (None, None) => return Err(PublishError::Nobody),
         };
         let except = except.iter().filter_map(|id| self.serial(id)).collect();
-        let publication = Publication::new(audience, action, except);
-        self.publish(publication).await.ok_or(PublishError::Busy)
+        Ok(Publication::new(audience, action, except))
     }
 
     /// Makes a connection a member of a room. `None` if its worker does not answer, `Some(None)` if

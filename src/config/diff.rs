@@ -20,7 +20,7 @@ use crate::route::RouteSettings;
 use crate::ws::RelayPolicy;
 
 /// The keys that can't change while a process runs.
-pub const FIXED: [&str; 3] = ["server.name", "server.workers", "server.log.format"];
+pub const FIXED: [&str; 4] = ["server.name", "server.workers", "server.log.format", "registry"];
 
 /// A kind of part of a config.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -103,10 +103,14 @@ impl Diff {
 
 /// Finds what differs.
 pub fn diff(old: &Config, new: &Config) -> Diff {
-    let Config { server, listeners, routes, pools } = new;
+    let Config { server, listeners, routes, pools, registry } = new;
     let mut diff = Diff::default();
     let (keys, fixed) = server_keys(&old.server, server);
     diff.fixed = fixed;
+    if old.registry != *registry {
+        let [.., of_registry] = FIXED;
+        diff.fixed.push(of_registry);
+    }
     if !keys.is_empty() {
         let act = Act::Changed(keys);
         diff.changes.push(Change { part: Part::Server, name: String::new(), act });
@@ -209,7 +213,7 @@ fn server_keys(
         .of("shutdown_grace", &old.shutdown_grace, shutdown_grace)
         .of("log.level", &old.log_level, log_level)
         .of("access_log", &old.access_log, access_log);
-    let [of_name, of_workers, of_log_format] = FIXED;
+    let [of_name, of_workers, of_log_format, _] = FIXED;
     let fixed = Keys::default()
         .of(of_name, &old.name, name)
         .of(of_workers, &old.workers, workers)

@@ -21,6 +21,7 @@ use rustls::pki_types::CertificateDer;
 
 use crate::listen::ListenerSettings;
 use crate::pool::PoolSettings;
+use crate::registry::redis as registry;
 use crate::route::RouteSettings;
 
 pub mod diff;
@@ -114,6 +115,8 @@ pub struct Config {
     pub routes: Vec<RouteSettings>,
     /// The pools that routes name.
     pub pools: Vec<PoolSettings>,
+    /// The registry that it shares with other proxies, if it does.
+    pub registry: Option<registry::Settings>,
 }
 
 /// `[server]`.

@@ -61,6 +61,7 @@ use crate::observe::access_log::{AccessLog, Asked, RequestRecord};
 use crate::observe::metrics::{HandshakeCounts, Held, Metrics, RequestLabels};
 use crate::observe::rate::{Allowed, allowed};
 use crate::pool::{Backend, Pool, dial};
+use crate::registry::Registry;
 use crate::route::key::{KeyFound, KeySource, RequestFacts, find_key};
 use crate::route::{RouteSettings, Router, sticky};
 use crate::shutdown::Tasks;
@@ -252,6 +253,8 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// Where requests and connections are written down.
     pub access_log: AccessLog,
+    /// Where its connections are made known.
+    pub registry: Arc<dyn Registry>,
 }
 
 impl Shared {
@@ -261,9 +264,10 @@ impl Shared {
         snapshot: Snapshot,
         metrics: Arc<Metrics>,
         access_log: AccessLog,
+        registry: Arc<dyn Registry>,
     ) -> Self {
         let snapshot = ArcSwap::from_pointee(snapshot);
-        Self { proxy_id, snapshot, metrics, access_log }
+        Self { proxy_id, snapshot, metrics, access_log, registry }
     }
 
     /// The fleet-wide id of a connection of this proxy.

@@ -87,6 +87,7 @@ pub(super) async fn open(
     });
     let rooms = &route.settings.rooms;
     entry.join(rooms.iter().filter_map(|template| template.room(handshake.key.as_ref())));
+    stand(context, &entry).await;
     let id = context.shared.connection_id(entry.connection().serial);
     let head = handshake.head.into_handshake(&id, handshake.key.as_ref());
     let mut opening = Opening { context, route, target, slot: None, head };
@@ -96,8 +97,10 @@ pub(super) async fn open(
         Answer::Refusal(response) => return Ok((None, response)),
         Answer::Switched(upstream, answer) => (upstream, answer),
     };
-    entry.connection().set_backend(upstream.backend.shared_id());
-    join_rooms(&mut upstream, &entry);
+    if join_rooms(&mut upstream, &entry) {
+        stand(context, &entry).await;
+    }
+    entry.opened(upstream.backend.shared_id());
     route.handshakes.shook_hands(began.elapsed());
     let tunnel = Tunnel {
         context: Rc::clone(context),
@@ -113,9 +116,19 @@ pub(super) async fn open(
     Ok((Some(tunnel), answer))
 }
 
-/// Has a connection join the rooms that its backend names, as far as those are any.
-fn join_rooms(upstream: &mut Upstream, entry: &Entry) {
+/// Waits until what is sent to the connection by its key or rooms arrives here, as long as that may
+/// take: its backend may publish as soon as it has seen the handshake.
+async fn stand(context: &Context, entry: &Entry) {
+    if let Some(standing) = context.shared.registry.stand(&mut entry.groups()) {
+        standing.await;
+    }
+}
+
+/// Has a connection join the rooms that its backend names, as far as those are any. Tells whether it
+/// names some.
+fn join_rooms(upstream: &mut Upstream, entry: &Entry) -> bool {
     let (rooms, mut wrong) = std::mem::take(&mut upstream.rooms);
+    let some = !rooms.is_empty();
     wrong += entry.join(rooms);
     if wrong > 0
         && let Some(Allowed { suppressed }) = allowed!()
@@ -124,6 +137,7 @@ fn join_rooms(upstream: &mut Upstream, entry: &Entry) {
         let backend = upstream.backend.id();
         warn!(pool = %names.pool, backend, wrong, suppressed, "a backend names rooms that can't be joined");
     }
+    some
 }
 
 /// A browser tells from which site a script connects; others say nothing (RFC 6455 section 10.2).

@@ -27,7 +27,6 @@ use prometheus_client::registry::Registry;
 use crate::ws::close::CloseReason;
 use crate::ws::driver::RelayCounts;
 use crate::ws::relay::Direction;
-use crate::ws::rooms::Directory;
 
 /// The label of a listener.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -167,8 +166,6 @@ pub struct Metrics {
     injected: Family<RouteLabel, Counter>,
     /// Messages of others that could not be queued.
     pub undeliverable: Family<ReasonLabel, Counter>,
-    /// Rooms and their members.
-    pub rooms: Arc<Directory>,
     /// Changes of backends' states.
     pub backend_changes: Family<StateLabels, Counter>,
     /// Causes for which backends were drained.
@@ -205,7 +202,6 @@ impl Metrics {
             stalls: Family::default(),
             injected: Family::default(),
             undeliverable: Family::default(),
-            rooms: Arc::default(),
             backend_changes: Family::default(),
             drains: Family::default(),
             own_failures: Counter::default(),
@@ -281,12 +277,6 @@ impl Metrics {
             "undeliverable_messages",
             "Messages of others that could not be queued",
             self.undeliverable.clone(),
-        );
-        registry.register("rooms", "Rooms with a member", self.rooms.rooms.clone());
-        registry.register(
-            "room_memberships",
-            "Members of all rooms together",
-            self.rooms.memberships.clone(),
         );
     }
 
@@ -590,6 +580,8 @@ pub trait Collect: fmt::Debug + Send + Sync {
     fn sessions(&self) -> Vec<(String, u64)>;
     /// Whether a pool has so few backends in service that it does not go by health.
     fn panicking(&self) -> Vec<(String, bool)>;
+    /// Rooms with a member here, and members of all of them.
+    fn rooms(&self) -> (u64, u64);
     /// The most open files, and how many connections that allows.
     fn descriptors(&self) -> (u64, u64);
 }
@@ -613,6 +605,10 @@ impl Collect for Nothing {
 
     fn panicking(&self) -> Vec<(String, bool)> {
         Vec::new()
+    }
+
+    fn rooms(&self) -> (u64, u64) {
+        (0, 0)
     }
 
     fn placed_keys(&self) -> Vec<(String, u64)> {
@@ -708,6 +704,7 @@ impl Collected {
     fn encode_process(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let workers = self.0.workers();
         let (descriptors, connections) = self.0.descriptors();
+        let (rooms, memberships) = self.0.rooms();
         let busy = encoder.encode_descriptor(
             "worker_busy_seconds",
             "Time that workers spent on anything but waiting",
@@ -734,6 +731,8 @@ impl Collected {
                 "Client connections of the most loaded worker",
                 workers.most,
             ),
+            ("rooms", "Rooms with a member", rooms),
+            ("room_memberships", "Members of all rooms together", memberships),
             ("descriptor_limit", "The most open files of this process", descriptors),
             (
                 "connection_capacity",

@@ -59,6 +59,7 @@ mod tests {
 
     use super::super::{Action, Audience};
     use super::*;
+    use crate::registry::memory::Memory;
     use crate::ws::close::CloseCode;
     use crate::ws::connection::{Facts, Names};
     use crate::ws::message::Payload;
@@ -66,7 +67,7 @@ mod tests {
     use crate::ws::table::Entry;
 
     fn table() -> Rc<Table> {
-        Rc::new(Table::new(0, Arc::default()))
+        Rc::new(Table::new(0, Arc::<Memory>::default()))
     }
 
     fn enter(table: &Rc<Table>, key: &str) -> Entry {

@@ -8,6 +8,7 @@
 mod busy;
 mod drain;
 mod expiry;
+mod registry;
 pub mod reload;
 mod worker;
 
@@ -26,6 +27,7 @@ use tracing::{debug, error, info, warn};
 
 use self::busy::Busy;
 use self::drain::{Closing, Conductor};
+use self::registry::Link;
 use self::worker::WorkerHandle;
 use crate::admin::{Admin, AdminError};
 use crate::config::Config;
@@ -40,6 +42,9 @@ use crate::observe::metrics::{
 use crate::observe::rate::{Allowed, allowed};
 use crate::pool::{self, Backend, BackendEvent, Clearing, DrainChange, PanicEvent, Pool, State};
 use crate::publish::Audience;
+use crate::registry::Registry;
+use crate::registry::memory::Memory;
+use crate::registry::redis::{Identity, Redis};
 use crate::shutdown::StopPlan;
 
 pub use crate::fleet::{DeliverError, PublishError};
@@ -48,6 +53,9 @@ pub use crate::fleet::{DeliverError, PublishError};
 const LATEST: Duration = Duration::from_secs(1);
 /// How long answers of the admin API may take that are under way when all else is over.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
+/// How long it may take to sign off from the registry when all else is over.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// So many changes of backends' states are told in a second.
 const CHANGES_TOLD: u32 = 100;
@@ -91,6 +99,8 @@ pub struct Server {
     conductor: Arc<Conductor>,
     /// The closes of the connections of routes that left the config, by the route's name.
     routes_gone: HashMap<Arc<str>, Closing>,
+    /// Keeps it in the registry that it shares with others.
+    registry: Option<Link>,
 }
 
 impl Server {
@@ -110,14 +120,23 @@ impl Server {
         let metrics = Arc::new(Metrics::new(Box::new(Arc::clone(&collector))));
         let conductor = Conductor::new(inboxes.clone());
         let observer = observer(&metrics, &inboxes, &conductor);
+        let proxy_id = proxy_id(&config.server.name);
+        let redis = config.registry.as_ref().map(|settings| {
+            let identity =
+                Identity { proxy: Arc::clone(&proxy_id), name: config.server.name.clone() };
+            Arc::new(Redis::new(settings.clone(), identity))
+        });
+        let registry: Arc<dyn Registry> = match &redis {
+            Some(redis) => Arc::<Redis>::clone(redis),
+            None => Arc::<Memory>::default(),
+        };
         let pools = config.pools.iter();
         let pools = pools.map(|settings| Pool::new(settings.clone(), Arc::clone(&observer)));
         let pools: Vec<Arc<Pool>> = pools.collect();
         let snapshot = Snapshot::new(&config.routes, pools.clone(), &metrics, None);
         let dropped = metrics.access_log_dropped.clone();
         let access_log = AccessLog::new(Opened::open(&config.server.access_log, dropped)?);
-        let proxy_id = proxy_id(&config.server.name);
-        let shared = Arc::new(Shared::new(proxy_id, snapshot, metrics, access_log));
+        let shared = Arc::new(Shared::new(proxy_id, snapshot, metrics, access_log, registry));
         let name = config.server.name.clone();
         let listeners = bind_all(&config.listeners)?;
         let fleet = Fleet::new(Arc::clone(&shared), name, listeners, inboxes.clone());
@@ -140,6 +159,7 @@ impl Server {
             observer,
             conductor,
             routes_gone: HashMap::new(),
+            registry: None,
         };
         server.serve_admin(admin);
         if let Err(error) = server.start_workers(receivers, &loads, &inboxes) {
@@ -147,6 +167,7 @@ impl Server {
             return Err(error);
         }
         server.watch_itself(busy);
+        server.registry = redis.map(|redis| Link::begin(redis, &server.fleet));
         server.watch_backends(pools.iter());
         server.fleet.shared.metrics.took_effect(SystemTime::now());
         server.fleet.set_ready(true);
@@ -290,6 +311,9 @@ impl Server {
             error!("a worker does not stop; it is left behind");
             0
         });
+        if let Some(registry) = self.registry.take() {
+            registry.end(over.saturating_duration_since(Instant::now()).min(LAST_WORDS)).await;
+        }
         self.admin = None;
         self.watched.clear();
         self.watching_itself.send_replace(true);
@@ -531,6 +555,12 @@ impl Collect for Arc<Owners> {
     fn panicking(&self) -> Vec<(String, bool)> {
         let pools = self.pools();
         pools.iter().map(|pool| (pool.name().to_owned(), pool.is_panicking())).collect()
+    }
+
+    fn rooms(&self) -> (u64, u64) {
+        let Some(fleet) = self.fleet.get() else { return (0, 0) };
+        let (rooms, memberships) = fleet.shared.registry.rooms();
+        (rooms as u64, memberships as u64)
     }
 
     fn descriptors(&self) -> (u64, u64) {

@@ -193,6 +193,7 @@ impl Server {
         new.server.name.clone_from(&self.config.server.name);
         new.server.workers = self.config.server.workers;
         new.server.log_format = self.config.server.log_format;
+        new.registry.clone_from(&self.config.registry);
         if !planned.changes.is_empty() {
             let prepared = self.prepare(&new).await?;
             self.put_in_force(new, prepared).await;

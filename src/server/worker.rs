@@ -133,7 +133,7 @@ struct Worker {
 
 impl Worker {
     fn new(parts: Parts) -> io::Result<(Self, mpsc::Receiver<Message>)> {
-        let table = Rc::new(Table::new(parts.index, Arc::clone(&parts.shared.metrics.rooms)));
+        let table = Rc::new(Table::new(parts.index, Arc::clone(&parts.shared.registry)));
         let context = Rc::new(Context::new(parts.shared, table, Tasks::default()));
         let mut worker = Self {
             context,

@@ -20,6 +20,7 @@ use super::clock::Tick;
 use super::close::{CloseCode, CloseReason};
 use super::frame::Passed;
 use super::relay::Direction;
+use crate::registry::Group;
 
 /// How many bytes of others' messages may wait for a client. An empty queue takes one message of
 /// any size.
@@ -38,6 +39,11 @@ impl Serial {
     /// The `count`-th connection of a worker.
     pub fn new(worker: u16, count: u64) -> Self {
         Self((u64::from(worker) << Self::WORKER_SHIFT) | count)
+    }
+
+    /// The first of a worker; `None` where there can't be so many.
+    pub fn first_of(worker: usize) -> Option<Self> {
+        u16::try_from(worker).ok().map(|worker| Self::new(worker, 0))
     }
 
     /// The worker that has it.
@@ -106,6 +112,14 @@ pub struct Facts {
     pub since: Since,
 }
 
+impl Facts {
+    /// The connections of its key, if it has one.
+    pub fn group(&self) -> Option<Group> {
+        let key = Arc::clone(self.key.as_ref()?);
+        Some(Group::Key { pool: Arc::clone(&self.names.pool), key })
+    }
+}
+
 /// The address of a client in 16 bytes: an IPv4 address as one within IPv6, which no client has
 /// otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,6 +146,11 @@ impl From<IpAddr> for Client {
 pub struct Since(u64);
 
 impl Since {
+    /// As Unix milliseconds.
+    pub fn millis(self) -> u64 {
+        self.0
+    }
+
     /// The time.
     pub fn time(self) -> SystemTime {
         UNIX_EPOCH + Duration::from_millis(self.0)

@@ -16,7 +16,8 @@ use std::time::{Duration, Instant, SystemTime};
 use super::clock::{Schedule, Tick, Ticks};
 use super::connection::{Connection, Facts, Serial};
 use super::keys::Keys;
-use super::rooms::{Directory, Room, Rooms, TooManyRooms};
+use super::rooms::{Room, Rooms, TooManyRooms};
+use crate::registry::{Group, Record, Registry};
 
 /// The farthest that a connection is scheduled ahead: what dead connections leave in the schedule
 /// is gone after that.
@@ -63,6 +64,7 @@ pub struct Table {
     connections: RefCell<BTreeSet<BySerial>>,
     keys: RefCell<Keys>,
     rooms: RefCell<Rooms>,
+    registry: Arc<dyn Registry>,
     schedule: RefCell<Schedule>,
     started: Instant,
     started_at: SystemTime,
@@ -73,15 +75,16 @@ pub struct Table {
 }
 
 impl Table {
-    /// An empty table of the `worker`-th worker of a proxy whose rooms `directory` counts.
-    pub fn new(worker: u16, directory: Arc<Directory>) -> Self {
+    /// An empty table of the `worker`-th worker of a proxy that makes its connections known there.
+    pub fn new(worker: u16, registry: Arc<dyn Registry>) -> Self {
         let scratch = vec![0; READ_BYTES + super::frame::CARRY_BYTES].into_boxed_slice();
         Self {
             worker,
             next: Cell::new(0),
             connections: RefCell::default(),
             keys: RefCell::new(Keys::new(worker)),
-            rooms: RefCell::new(Rooms::new(directory)),
+            rooms: RefCell::new(Rooms::new(Arc::clone(&registry))),
+            registry,
             schedule: RefCell::default(),
             started: Instant::now(),
             started_at: SystemTime::now(),
@@ -97,6 +100,9 @@ impl Table {
         let serial = Serial::new(self.worker, count);
         let connection = Rc::new(Connection::new(serial, facts, self.now()));
         self.keys.borrow_mut().add(&connection.facts, serial);
+        if let Some(group) = connection.facts.group() {
+            self.registry.enter(group);
+        }
         self.connections.borrow_mut().insert(BySerial(Rc::clone(&connection)));
         Entry { table: Rc::clone(self), connection }
     }
@@ -170,12 +176,38 @@ impl Table {
     ///
     /// It is in too many rooms.
     pub fn join(&self, connection: &Connection, room: Room) -> Result<(), TooManyRooms> {
-        self.rooms.borrow_mut().join(connection.serial, room)
+        self.rooms.borrow_mut().join(connection.serial, room)?;
+        self.make_known(connection);
+        Ok(())
     }
 
     /// Takes a connection out of a room, if it is in there.
     pub fn leave(&self, connection: &Connection, room: &Room) {
         self.rooms.borrow_mut().leave(connection.serial, room);
+        self.make_known(connection);
+    }
+
+    /// Tells the registry of a connection that is open, as it is now.
+    fn make_known(&self, connection: &Connection) {
+        if let Some(shadow) = self.registry.shadow()
+            && let Some(record) = self.record(connection)
+        {
+            shadow.put(connection.serial.to_string().into(), record);
+        }
+    }
+
+    /// What others are told of a connection; `None` if it is not open yet.
+    pub fn record(&self, connection: &Connection) -> Option<Record> {
+        let facts = &connection.facts;
+        Some(Record {
+            backend: connection.backend()?,
+            pool: Arc::clone(&facts.names.pool),
+            route: Arc::clone(&facts.names.route),
+            key: facts.key.clone(),
+            client: facts.client.ip(),
+            opened_at: facts.since.millis(),
+            rooms: self.rooms_of(connection).iter().map(Room::shared).collect(),
+        })
     }
 
     /// Whether a connection is in a room.
@@ -249,6 +281,19 @@ impl Entry {
         &self.connection
     }
 
+    /// Notes the backend that has answered 101: from now on the connection is open for others.
+    pub fn opened(&self, backend: Arc<str>) {
+        self.connection.set_backend(backend);
+        self.table.make_known(&self.connection);
+    }
+
+    /// What it can be reached by beside its id.
+    pub fn groups(&self) -> impl Iterator<Item = Group> + use<> {
+        let rooms = self.table.rooms_of(&self.connection);
+        let rooms = rooms.into_iter().map(|room| room.group());
+        self.connection.facts.group().into_iter().chain(rooms)
+    }
+
     /// Has the connection join rooms. Tells how many it could not, because it is in too many.
     pub fn join(&self, rooms: impl IntoIterator<Item = Room>) -> usize {
         let joined = rooms.into_iter().map(|room| self.table.join(&self.connection, room));
@@ -264,6 +309,14 @@ impl Entry {
 impl Drop for Entry {
     fn drop(&mut self) {
         let Self { table, connection } = self;
+        if let Some(shadow) = table.registry.shadow()
+            && let Some(record) = table.record(connection)
+        {
+            shadow.remove(connection.serial.to_string().into(), record);
+        }
+        if let Some(group) = connection.facts.group() {
+            table.registry.leave(&group);
+        }
         table.rooms.borrow_mut().leave_all(connection.serial);
         table.keys.borrow_mut().remove(&connection.facts, connection.serial);
         table.connections.borrow_mut().remove(&connection.serial);
@@ -276,6 +329,7 @@ mod tests {
 
     use super::super::connection::Names;
     use super::*;
+    use crate::registry::memory::Memory;
 
     fn enter(table: &Rc<Table>, pool: &str, key: Option<&str>) -> Entry {
         table.enter(Facts {
@@ -293,7 +347,7 @@ mod tests {
 
     #[test]
     fn connections_are_found_by_key_within_their_pool() {
-        let table = Rc::new(Table::new(0, Arc::default()));
+        let table = Rc::new(Table::new(0, Arc::<Memory>::default()));
         let entries =
             [("p", Some("k")), ("q", Some("k")), ("p", Some("l")), ("p", None), ("p", Some("k"))]
                 .map(|(pool, key)| enter(&table, pool, key));
@@ -308,8 +362,8 @@ mod tests {
 
     #[test]
     fn who_is_gone_is_in_no_room() {
-        let directory = Arc::<Directory>::default();
-        let table = Rc::new(Table::new(0, Arc::clone(&directory)));
+        let registry = Arc::<Memory>::default();
+        let table = Rc::new(Table::new(0, Arc::<Memory>::clone(&registry)));
         let (stays, goes) = (enter(&table, "p", None), enter(&table, "p", None));
         let room = Room::new("a").unwrap();
         for entry in [&stays, &goes] {
@@ -319,6 +373,6 @@ mod tests {
         drop(goes);
         let members = table.members_after(&room, None, 10);
         assert_eq!(members[0].serial, stays.connection().serial);
-        assert_eq!((members.len(), directory.memberships.get()), (1, 1));
+        assert_eq!((members.len(), registry.rooms()), (1, (1, 1)));
     }
 }

@@ -38,6 +38,8 @@ mod stream;
 #[path = "../../../src/ws/mod.rs"]
 mod ws;
 
+mod registry;
+
 /// Where the driver looks for it.
 mod listen {
     pub(crate) use crate::stream::Stream;
@@ -56,6 +58,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::limits::Limits;
+use crate::registry::memory::Memory;
 use crate::ring::Ring;
 use crate::route::key::{KeySource, RequestFacts, find_key};
 use crate::route::{HostPattern, Learn, OnRemoved, PathPattern, RouteSettings, Router};
@@ -372,7 +375,7 @@ fn driver_round_trip(times: usize) {
     runtime.block_on(async {
         let (client, near_client) = pair().await;
         let (backend, near_backend) = pair().await;
-        let table = Rc::new(Table::new(0, Arc::default()));
+        let table = Rc::new(Table::new(0, Arc::<Memory>::default()));
         let entry = table.enter(Facts {
             names: Arc::new(Names { route: "route".into(), pool: "pool".into() }),
             key: None,

@@ -57,6 +57,7 @@ pub(super) fn resolve(
         listeners: listeners.into_iter().filter_map(|listener| listener.settings).collect(),
         routes: routes.into_iter().filter_map(|route| route.settings).collect(),
         pools,
+        registry: None,
     }
 }
 

@@ -86,7 +86,11 @@ impl Link {
     }
 
     /// Publishes a message; tells how many have it.
-    pub(super) async fn publish(&self, channel: &str, message: &[u8]) -> Result<usize, Unavailable> {
+    pub(super) async fn publish(
+        &self,
+        channel: &str,
+        message: &[u8],
+    ) -> Result<usize, Unavailable> {
         let mut command = redis::cmd("PUBLISH");
         command.arg(channel).arg(message);
         let answers = self.run_all(vec![command]).await?;

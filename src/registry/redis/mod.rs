@@ -30,8 +30,7 @@ use self::shadow::Ledger;
 use self::subscriptions::Subscriptions;
 use super::names::Names;
 use super::{
-    Boxed, Channel, Event, Group, Others, Owned, Peer, Registry, Shadow, State, Truth,
-    Unavailable,
+    Boxed, Channel, Event, Group, Others, Owned, Peer, Registry, Shadow, State, Truth, Unavailable,
 };
 use crate::config::Secret;
 
@@ -178,9 +177,9 @@ impl Others for Redis {
         limit: usize,
     ) -> Boxed<'_, Result<Vec<Owned>, Unavailable>> {
         let (pool, key, after) = (pool.to_owned(), key.to_owned(), after.map(str::to_owned));
-        Box::pin(async move {
-            ask::of_key(&self.common, &pool, &key, after.as_deref(), limit).await
-        })
+        Box::pin(
+            async move { ask::of_key(&self.common, &pool, &key, after.as_deref(), limit).await },
+        )
     }
 
     fn peers(&self) -> Vec<Peer> {

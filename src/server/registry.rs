@@ -1,0 +1,144 @@
+//! A proxy among others: what the registry asks of it, and what comes out of the registry.
+//!
+//! One task runs the registry, another does what its [`Event`]s say, one after the other: so what one
+//! publisher sends to one channel stays in its order. Both are on the control runtime.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tracing::warn;
+
+use crate::fleet::{Fleet, PublishError, Query, Row};
+use crate::observe::access_log::unix_millis;
+use crate::observe::rate::{Allowed, allowed};
+use crate::publish::Audience;
+use crate::registry::redis::Redis;
+use crate::registry::{Boxed, Channel, Event, Group, Page, Record, Truth};
+use crate::ws::connection::Serial;
+use crate::ws::rooms::Room;
+
+/// Events that may wait. More of them wait at the registry, as far as that lets them.
+const EVENTS: usize = 1024;
+/// Connections in a page of the table.
+const PAGE: usize = 500;
+
+/// The tasks that keep a proxy in the registry.
+pub(super) struct Link {
+    redis: Arc<Redis>,
+    stop: watch::Sender<bool>,
+    running: JoinHandle<()>,
+    following: JoinHandle<()>,
+}
+
+impl Link {
+    /// Has the proxy be known from now on.
+    pub(super) fn begin(redis: Arc<Redis>, fleet: &Arc<Fleet>) -> Self {
+        let (events, received) = mpsc::channel(EVENTS);
+        let stop = watch::Sender::new(false);
+        let stopped = super::told(stop.subscribe());
+        let truth: Arc<dyn Truth> = Arc::<Fleet>::clone(fleet);
+        let runs = Arc::clone(&redis);
+        let control = tokio::runtime::Handle::current();
+        let running = control.spawn(async move { runs.run(truth, events, stopped).await });
+        let following = control.spawn(follow(Arc::clone(fleet), received));
+        Self { redis, stop, running, following }
+    }
+
+    /// Signs off within `limit`.
+    pub(super) async fn end(self, limit: Duration) {
+        self.stop.send_replace(true);
+        let Self { redis, running, following, .. } = self;
+        let over = async {
+            // A panic of it has been reported.
+            let _ = running.await;
+            redis.sign_off().await;
+        };
+        let _ = tokio::time::timeout(limit, over).await;
+        following.abort();
+    }
+}
+
+async fn follow(fleet: Arc<Fleet>, mut events: mpsc::Receiver<Event>) {
+    while let Some(event) = events.recv().await {
+        match event {
+            Event::Message { channel, message } => deliver(&fleet, &channel, &message).await,
+            Event::Placed { .. } | Event::PlacedAnew { .. } | Event::Drains { .. } => {}
+        }
+    }
+}
+
+/// Sends a published message to those of its audience that are here. Nobody waits for an answer: what
+/// is wrong with it is counted, and said.
+async fn deliver(fleet: &Fleet, channel: &Channel, message: &[u8]) {
+    let outcome = match audience(channel) {
+        Ok(audience) => fleet.pass_on(audience, message).await,
+        Err(error) => Err(error),
+    };
+    let Err(error) = outcome else { return };
+    fleet.shared.metrics.undeliverable(error.label());
+    if let Some(Allowed { suppressed }) = allowed!() {
+        warn!(?channel, %error, suppressed, "a published message is dropped");
+    }
+}
+
+/// Whom a message on this channel is for; `None`: it says so itself.
+fn audience(channel: &Channel) -> Result<Option<Audience>, PublishError> {
+    Ok(match channel {
+        Channel::All => Some(Audience::All),
+        Channel::Proxy(_) => None,
+        Channel::Group(Group::Room(room)) => Some(Audience::Room(Room::new(room)?)),
+        Channel::Group(Group::Key { pool, key }) => {
+            Some(Audience::Key { pool: pool.to_string(), key: key.to_string() })
+        }
+    })
+}
+
+impl Truth for Fleet {
+    fn page(&self, cursor: Option<u64>) -> Boxed<'_, Option<Page>> {
+        Box::pin(async move {
+            let first = cursor.unwrap_or(0);
+            let worker = Serial::from_u64(first).worker();
+            let after = first.checked_sub(1).map(Serial::from_u64);
+            let query = Query { after, limit: PAGE, ..Query::default() };
+            let rows = self.list(worker, query).await?;
+            let next = match rows.last() {
+                Some(last) if rows.len() == PAGE => Some(last.serial.as_u64() + 1),
+                _ => Serial::first_of(worker + 1).map(Serial::as_u64),
+            };
+            let next = next.filter(|next| Serial::from_u64(*next).worker() < self.workers());
+            let connections =
+                rows.into_iter().map(|row| (row.serial.to_string().into(), record(row)));
+            Some(Page { connections: connections.collect(), next })
+        })
+    }
+
+    fn connections(&self) -> usize {
+        self.shared.snapshot.load().live()
+    }
+
+    fn rings(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
+
+    fn placed(&self, _pool: &str) -> Vec<(Arc<str>, Arc<str>)> {
+        Vec::new()
+    }
+
+    fn admin(&self) -> Option<String> {
+        None
+    }
+}
+
+fn record(row: Row) -> Record {
+    Record {
+        backend: row.backend,
+        pool: row.pool,
+        route: row.route,
+        key: row.key,
+        client: row.client,
+        opened_at: unix_millis(row.since),
+        rooms: row.rooms.iter().map(Room::shared).collect(),
+    }
+}
