@@ -87,6 +87,17 @@ pub enum State {
     Away,
 }
 
+impl State {
+    /// Its word in the HTTP API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Own => "own",
+            Self::Up => "up",
+            Self::Away => "away",
+        }
+    }
+}
+
 /// The registry could not be asked, or did not answer in time.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unavailable {

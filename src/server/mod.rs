@@ -41,7 +41,7 @@ use crate::observe::metrics::{
 };
 use crate::observe::rate::{Allowed, allowed};
 use crate::pool::{self, Backend, BackendEvent, Clearing, DrainChange, PanicEvent, Pool, State};
-use crate::publish::Audience;
+use crate::publish::{Audience, MAX_MESSAGE_BYTES};
 use crate::registry::Registry;
 use crate::registry::memory::Memory;
 use crate::registry::redis::{Identity, Redis};
@@ -139,7 +139,10 @@ impl Server {
         let shared = Arc::new(Shared::new(proxy_id, snapshot, metrics, access_log, registry));
         let name = config.server.name.clone();
         let listeners = bind_all(&config.listeners)?;
-        let fleet = Fleet::new(Arc::clone(&shared), name, listeners, inboxes.clone());
+        let max_message = config.registry.as_ref().map(|registry| registry.max_message);
+        let max_message = max_message.unwrap_or(MAX_MESSAGE_BYTES);
+        let shares = Arc::clone(&shared);
+        let fleet = Fleet::new(shares, name, listeners, inboxes.clone(), max_message);
         let fleet = Arc::new(fleet);
         fleet.set_admin_token(config.server.admin_token.clone());
         // Set once, here.
@@ -177,6 +180,7 @@ impl Server {
 
     /// Serves the admin API there from now on, and nowhere else.
     fn serve_admin(&mut self, admin: Option<Admin>) {
+        self.fleet.set_admin_address(admin.as_ref().map(Admin::address));
         self.admin = admin.map(|admin| {
             let stop = watch::Sender::new(false);
             let address = admin.address();

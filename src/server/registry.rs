@@ -127,7 +127,7 @@ impl Truth for Fleet {
     }
 
     fn admin(&self) -> Option<String> {
-        None
+        self.admin_address()
     }
 }
 

@@ -4,7 +4,9 @@
 //! [`Message`] in the worker's inbox, a bounded queue, and an answer within [`ASK`]. Who asks, as
 //! the admin API does, names neither a worker nor a thread: that is what a [`Fleet`] is for.
 
-use std::net::IpAddr;
+mod reach;
+
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
@@ -13,6 +15,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
+pub(crate) use self::reach::{ReachError, Reached, Whose};
 use crate::config::Secret;
 use crate::http::{Accepted, Shared};
 use crate::listen::Listener;
@@ -46,6 +49,9 @@ pub(crate) struct Fleet {
     pub(crate) last_reload: Mutex<Option<LastReload>>,
     /// The bearer token that the admin API asks for.
     pub(crate) admin_token: Arc<ArcSwapOption<Secret>>,
+    /// Where the admin API is.
+    admin_address: Mutex<Option<SocketAddr>>,
+    max_message: usize,
     inboxes: Vec<mpsc::Sender<Message>>,
     ready: AtomicBool,
     /// Who reloads the proxy, if anybody does.
@@ -150,6 +156,7 @@ impl Fleet {
         name: String,
         listeners: Vec<Arc<Listener>>,
         inboxes: Vec<mpsc::Sender<Message>>,
+        max_message: usize,
     ) -> Self {
         Self {
             shared,
@@ -158,6 +165,8 @@ impl Fleet {
             listeners: ArcSwap::from_pointee(listeners),
             last_reload: Mutex::default(),
             admin_token: Arc::default(),
+            admin_address: Mutex::default(),
+            max_message,
             inboxes,
             ready: AtomicBool::new(false),
             operator: OnceLock::new(),
@@ -336,7 +345,7 @@ impl Fleet {
         audience: Option<Audience>,
         message: &[u8],
     ) -> Result<Publication, PublishError> {
-        let Envelope { action, except, connection } = envelope::read(message)?;
+        let Envelope { action, except, connection } = envelope::read(message, self.max_message)?;
         let audience = match (audience, connection) {
             (Some(audience), None) => audience,
             (None, Some(id)) => Audience::One(self.serial(&id).ok_or(PublishError::Unknown)?),
