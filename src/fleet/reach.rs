@@ -10,7 +10,7 @@ use std::sync::PoisonError;
 use super::Fleet;
 use crate::publish::envelope::{self, Said};
 use crate::publish::{Action, Audience, Publication};
-use crate::registry::{Channel, Group, Others, Unavailable};
+use crate::registry::{Channel, Group, Others, State, Unavailable};
 use crate::ws::connection::Serial;
 use crate::ws::message::Payload;
 
@@ -82,8 +82,11 @@ impl Fleet {
         payload: Payload<'_>,
         except: &[String],
     ) -> Result<Reached, ReachError> {
-        let others = self.shared.registry.fleet();
-        if let Some((others, channel)) = others.zip(channel(&audience)) {
+        let registry = &self.shared.registry;
+        let others = registry.fleet();
+        // While its own subscriptions don't stand, this proxy would not hear what it says.
+        let in_reach = others.filter(|_| registry.state() == State::Up);
+        if let Some((others, channel)) = in_reach.zip(channel(&audience)) {
             let message = envelope::write(Said::Message(payload), except, None);
             match others.publish(&channel, message).await {
                 Ok(proxies) => return Ok(Reached { proxies, partial: false }),
