@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -33,10 +33,8 @@ use crate::fleet::{self, Door, Fleet, Message, Order};
 use crate::http::{Shared, Snapshot};
 use crate::listen::{ListenError, Listener, ListenerSettings, Loads};
 use crate::observe::access_log::{AccessLog, OpenError, Opened};
-use crate::observe::metrics::{
-    BackendLabels, BackendSample, Collect, DrainLabels, ListenerLabel, Metrics, StateLabels,
-    WorkerSample,
-};
+use crate::observe::labels::{BackendLabels, DrainLabels, ListenerLabel, StateLabels};
+use crate::observe::metrics::{BackendSample, Collect, Metrics, WorkerSample};
 use crate::observe::rate::{Allowed, allowed};
 use crate::pool::{self, Backend, BackendEvent, Clearing, DrainChange, PanicEvent, Pool, State};
 use crate::publish::Audience;
@@ -91,6 +89,9 @@ pub struct Server {
     conductor: Arc<Conductor>,
     /// The closes of the connections of routes that left the config, by the route's name.
     routes_gone: HashMap<Arc<str>, Closing>,
+    /// Listeners that left the config or have others in their place, by the name of `diff`; as
+    /// long as something, such as a connection, is of them.
+    listeners_gone: Vec<(String, Weak<Listener>)>,
 }
 
 impl Server {
@@ -140,6 +141,7 @@ impl Server {
             observer,
             conductor,
             routes_gone: HashMap::new(),
+            listeners_gone: Vec::new(),
         };
         server.serve_admin(admin);
         if let Err(error) = server.start_workers(receivers, &loads, &inboxes) {
@@ -399,7 +401,7 @@ fn note_change(event: &BackendEvent, metrics: &Metrics) {
     }
     let labels =
         StateLabels { pool: pool.clone(), backend: id.to_owned(), outcome: to, reason: cause };
-    metrics.backend_changes.get_or_create(&labels).inc();
+    metrics.backend_changes.of(labels).inc();
 }
 
 /// Says once that a backend is drained, or no longer, and counts it.
@@ -417,7 +419,7 @@ fn note_drain(change: DrainChange, clearing: &Clearing, metrics: &Metrics) {
     }
     if let DrainChange::Begun(by) | DrainChange::Joined(by) = change {
         let labels = DrainLabels { pool: pool.to_string(), reason: by.as_str() };
-        metrics.drains.get_or_create(&labels).inc();
+        metrics.drains.of(labels).inc();
     }
 }
 

@@ -25,6 +25,7 @@ use crate::fleet::LastReload;
 use crate::http::Snapshot;
 use crate::listen::{ListenError, Listener, ListenerSettings};
 use crate::observe::access_log::{OpenError, Opened};
+use crate::observe::labels::LiveNames;
 use crate::pool::{self, Pool, PoolSettings};
 use crate::route::OnRemoved;
 use crate::ws::close::CloseReason;
@@ -260,7 +261,15 @@ impl Server {
                     prepared.replaced.push(Arc::clone(before));
                     before.renewed(settings.clone()).map_err(failed)?
                 }
-                None => Listener::bind(settings.clone()).map_err(failed)?,
+                None => {
+                    let listener = Listener::bind(settings.clone()).map_err(failed)?;
+                    let mut gone = self.listeners_gone.iter().filter(|(gone, _)| *gone == name);
+                    // One who is connected from before counts towards the limits still.
+                    match gone.find_map(|(_, gone)| gone.upgrade()) {
+                        Some(gone) => listener.instead_of(&gone),
+                        None => listener,
+                    }
+                }
             };
             let listener = Arc::new(listener);
             let handles = (0..self.fleet.workers()).map(|_| listener.handle());
@@ -288,6 +297,7 @@ impl Server {
         self.let_routes_go(&before, &snapshot);
         self.watch_backends(snapshot.pools_with_gone());
         self.exchange_listeners(prepared.listeners).await;
+        shared.metrics.forget_all_but(&self.live_names(&snapshot));
         if let Some(admin) = prepared.admin {
             self.serve_admin(admin);
         }
@@ -357,8 +367,35 @@ impl Server {
         // The watches of those that are left end with their senders.
     }
 
+    /// The names that are in force, and those that connections bear.
+    fn live_names(&self, snapshot: &Snapshot) -> LiveNames {
+        let gone = self.listeners_gone.iter().filter_map(|(_, listener)| listener.upgrade());
+        let listeners = self.fleet.listeners.load();
+        let listeners = listeners.iter().map(|one| Arc::clone(&one.label));
+        let backends = snapshot.pools_with_gone().map(|pool| {
+            let departed = pool.departed().into_iter().filter(|backend| backend.slots() > 0);
+            let all = pool.backends().iter().cloned().chain(departed);
+            (pool.name().into(), all.map(|backend| backend.shared_id()).collect())
+        });
+        LiveNames {
+            listeners: listeners.chain(gone.map(|gone| Arc::clone(&gone.label))).collect(),
+            routes: snapshot.route_names().cloned().collect(),
+            backends: backends.collect(),
+        }
+    }
+
     async fn exchange_listeners(&mut self, prepared: Listeners) {
         let Listeners { all, opened, replaced, closed } = prepared;
+        self.listeners_gone.retain(|(_, gone)| gone.strong_count() > 0);
+        // By the name that they bear in the config until now.
+        let names = diff::listener_names(&self.config.listeners);
+        let known = self.fleet.listeners.load();
+        for ((name, _), listener) in names.into_iter().zip(known.iter()) {
+            if !all.iter().any(|one| Arc::ptr_eq(one, listener)) {
+                self.listeners_gone.push((name, Arc::downgrade(listener)));
+            }
+        }
+        drop(known);
         self.fleet.listeners.store(Arc::new(all));
         for (listener, _) in &opened {
             if let Err(error) = listener.prepare() {
