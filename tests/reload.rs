@@ -366,6 +366,21 @@ fn a_plan_tells_whom_a_reload_would_touch() {
     });
     assert_eq!(plan["changes"][0], removed);
     assert_eq!(plan["changes"][1]["change"], "added");
+    // Whose route and whose backend go: once, where the end is that comes first.
+    let neither = only_a.replace("name = \"all\"", "name = \"new\"");
+    let counts = |plan: &serde_json::Value| {
+        let changes = plan["changes"].as_array().unwrap().clone();
+        let touched = changes.into_iter().filter(|change| !change["fate"].is_null());
+        let touched =
+            touched.map(|mut change| (change["name"].take(), change["connections"].take()));
+        touched.collect::<Vec<_>>()
+    };
+    let (_, plan) = proxy.post("/v1/plan", &neither);
+    assert_eq!(counts(&plan), [(json!("all"), json!(20)), (json!("pool/b"), json!(0))], "{plan}");
+    reload(&proxy, &both.replace("on_removed = \"close\"", "on_removed = \"keep\""));
+    let (_, plan) = proxy.post("/v1/plan", &neither);
+    let kept = [(json!("all"), json!(20 - at_b)), (json!("pool/b"), json!(at_b))];
+    assert_eq!(counts(&plan), kept, "{plan}");
     let (status, answer) = proxy.post("/v1/plan", "[[listener]]\nbind = 7\n");
     assert_eq!(status, 422);
     assert!(answer["errors"][1].as_str().unwrap().starts_with("the plan:2:8: "), "{answer}");

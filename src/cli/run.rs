@@ -21,7 +21,8 @@ use crate::config::{Config, Loaded, Source};
 use crate::descriptors;
 use crate::fleet::Order;
 use crate::server::Server;
-use crate::server::reload::{Planned, ReloadError};
+use crate::server::plan::Planned;
+use crate::server::reload::ReloadError;
 use crate::shutdown::StopPlan;
 
 /// Orders of the admin API that may wait.

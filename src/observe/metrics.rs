@@ -213,12 +213,12 @@ impl Metrics {
         );
         registry.register(
             "access_log_dropped_lines",
-            "Lines of the access log dropped because its writer was too slow",
+            "Lines of the access log that its writer was too slow for, or could not write",
             self.access_log_dropped.clone(),
         );
         registry.register(
             "log_dropped_lines",
-            "Log events dropped because standard error was too slow",
+            "Log events that standard error was too slow for, or that could not be written there",
             super::stderr::dropped(),
         );
         registry.register(
@@ -266,6 +266,16 @@ impl Metrics {
         forget(&self.injected, live);
         forget(&self.backend_changes, live);
         forget(&self.drains, live);
+    }
+
+    /// How many live WebSockets there are of which labels.
+    pub fn live_connections(&self) -> Vec<(ConnectionLabels, usize)> {
+        let mut live = Vec::new();
+        self.connections.for_each(|labels, gauge| match usize::try_from(gauge.get()) {
+            Ok(0) | Err(_) => {}
+            Ok(connections) => live.push((labels.clone(), connections)),
+        });
+        live
     }
 
     /// The counters of a route's relays.

@@ -8,6 +8,7 @@
 mod busy;
 mod drain;
 mod expiry;
+pub mod plan;
 pub mod reload;
 mod worker;
 
