@@ -443,6 +443,9 @@ fn a_backend_that_returns_to_the_config_keeps_what_it_still_has() {
     let at_b: Vec<&Ws> =
         clients.iter().filter(|(_, backend)| backend == "b").map(|(client, _)| client).collect();
     reload(&proxy, &config(&[("a", backends[0].address)], &pool));
+    // With what is at b, but for one that may have gone by now.
+    let placed = proxy.metric("steadfast_placed_keys", &[]);
+    assert!((29.0..=30.0).contains(&placed), "{placed}");
     let closed = || proxy.metric("steadfast_closes_total", &[("reason", "drained")]);
     eventually("the first is closed", || (closed() >= 1.0).then_some(()));
     reload(&proxy, &both);

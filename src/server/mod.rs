@@ -521,8 +521,10 @@ impl Collect for Arc<Owners> {
     }
 
     fn placed_keys(&self) -> Vec<(String, u64)> {
-        let keys =
-            |pool: &Arc<Pool>| pool.backends().iter().map(|backend| backend.keys() as u64).sum();
+        let keys = |pool: &Arc<Pool>| {
+            let departed = pool.departed();
+            pool.backends().iter().chain(&departed).map(|backend| backend.keys() as u64).sum()
+        };
         self.pools().iter().map(|pool| (pool.name().to_owned(), keys(pool))).collect()
     }
 
