@@ -2,9 +2,11 @@
 //!
 //! A connection is told of once, with the change that ends it first: one whose route and whose
 //! backend both go is with the route, unless that lets it be and the backend doesn't. So it is
-//! counted by route and backend together, as the gauge of live connections has them anyway. A
-//! listener that goes is beside that: what is counted there are clients' sockets, with a WebSocket
-//! or without, and nothing happens to them.
+//! counted by route and backend together, as the gauge of live connections has them anyway; a
+//! backend that has moved is one there, with what still ends at its old address.
+//!
+//! A listener that goes is beside that: what is counted there are clients' sockets, with a
+//! WebSocket or without, and nothing happens to them.
 
 use std::collections::HashMap;
 
