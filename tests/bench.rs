@@ -49,7 +49,15 @@ fn the_script_measures_every_figure_that_the_guide_shows() {
 #[test]
 fn a_fleet_is_measured_beside_socket_io() {
     let run = Command::new(root().join("scripts/bench"))
-        .args(["--quick", "--no-build", "--markdown", "--only", "registration", "--only", "fan-out"])
+        .args([
+            "--quick",
+            "--no-build",
+            "--markdown",
+            "--only",
+            "registration",
+            "--only",
+            "fan-out",
+        ])
         .arg("--binaries")
         .arg(binary("load").parent().unwrap())
         .output()

@@ -22,7 +22,8 @@ use crate::observe::access_log::unix_millis;
 use crate::observe::metrics::PageFormat;
 use crate::pool::drain::Drain;
 use crate::pool::{Backend, DrainCause, Pool};
-use crate::server::reload::{Planned, ReloadError};
+use crate::server::plan::Planned;
+use crate::server::reload::ReloadError;
 
 /// Describes the whole API. Written by hand: what a program should know of it is more than types say.
 const DESCRIPTION: &str = include_str!("openapi.json");

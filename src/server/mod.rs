@@ -8,6 +8,7 @@
 mod busy;
 mod drain;
 mod expiry;
+pub mod plan;
 mod registry;
 pub mod reload;
 mod worker;
@@ -16,7 +17,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -35,10 +36,8 @@ use crate::fleet::{self, Door, Fleet, Message, Order};
 use crate::http::{Shared, Snapshot};
 use crate::listen::{ListenError, Listener, ListenerSettings, Loads};
 use crate::observe::access_log::{AccessLog, OpenError, Opened};
-use crate::observe::metrics::{
-    BackendLabels, BackendSample, Collect, DrainLabels, ListenerLabel, Metrics, StateLabels,
-    WorkerSample,
-};
+use crate::observe::labels::{BackendLabels, DrainLabels, ListenerLabel, StateLabels};
+use crate::observe::metrics::{BackendSample, Collect, Metrics, WorkerSample};
 use crate::observe::rate::{Allowed, allowed};
 use crate::pool::{self, Backend, BackendEvent, Clearing, DrainChange, PanicEvent, Pool, State};
 use crate::publish::{Audience, MAX_MESSAGE_BYTES};
@@ -101,6 +100,9 @@ pub struct Server {
     routes_gone: HashMap<Arc<str>, Closing>,
     /// Keeps it in the registry that it shares with others.
     registry: Option<Link>,
+    /// Listeners that left the config or have others in their place, by the name of `diff`; as
+    /// long as something, such as a connection, is of them.
+    listeners_gone: Vec<(String, Weak<Listener>)>,
 }
 
 impl Server {
@@ -163,6 +165,7 @@ impl Server {
             conductor,
             routes_gone: HashMap::new(),
             registry: None,
+            listeners_gone: Vec::new(),
         };
         server.serve_admin(admin);
         if let Err(error) = server.start_workers(receivers, &loads, &inboxes) {
@@ -427,7 +430,7 @@ fn note_change(event: &BackendEvent, metrics: &Metrics) {
     }
     let labels =
         StateLabels { pool: pool.clone(), backend: id.to_owned(), outcome: to, reason: cause };
-    metrics.backend_changes.get_or_create(&labels).inc();
+    metrics.backend_changes.of(labels).inc();
 }
 
 /// Says once that a backend is drained, or no longer, and counts it.
@@ -445,7 +448,7 @@ fn note_drain(change: DrainChange, clearing: &Clearing, metrics: &Metrics) {
     }
     if let DrainChange::Begun(by) | DrainChange::Joined(by) = change {
         let labels = DrainLabels { pool: pool.to_string(), reason: by.as_str() };
-        metrics.drains.get_or_create(&labels).inc();
+        metrics.drains.of(labels).inc();
     }
 }
 
@@ -546,8 +549,10 @@ impl Collect for Arc<Owners> {
     }
 
     fn placed_keys(&self) -> Vec<(String, u64)> {
-        let keys =
-            |pool: &Arc<Pool>| pool.backends().iter().map(|backend| backend.keys() as u64).sum();
+        let keys = |pool: &Arc<Pool>| {
+            let departed = pool.departed();
+            pool.backends().iter().chain(&departed).map(|backend| backend.keys() as u64).sum()
+        };
         self.pools().iter().map(|pool| (pool.name().to_owned(), keys(pool))).collect()
     }
 
