@@ -290,7 +290,7 @@ mod tests {
         world.open("r", Some("a"), Some("other"));
         let alone = world.open("r", Some("a"), None);
         let units = world.look(&at("a", true));
-        assert_eq!(units.keys, ["k".into(), "other".into()]);
+        assert_eq!(units.keys, ["k", "other"].map(Arc::<str>::from));
         let alone_serial = world.open[alone].connection().serial;
         assert_eq!(units.connections, [alone_serial]);
         world.open[under_way].connection().set_backend(id("a"));
