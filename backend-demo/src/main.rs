@@ -42,10 +42,12 @@ impl Arguments {
         }
         let Some(url) = self.proxy_admin.take() else { return Ok(Publish::Own) };
         let token = match std::env::var(TOKEN_VARIABLE) {
-            Ok(token) => Some(token),
-            Err(VarError::NotPresent) => None,
+            Ok(token) => token,
+            Err(VarError::NotPresent) => String::new(),
             Err(error) => return Err(error).context(format!("${TOKEN_VARIABLE}")),
         };
+        // Set to nothing is as good as not set.
+        let token = Some(token).filter(|token| !token.is_empty());
         Ok(Publish::ProxyAdmin { url, token })
     }
 }

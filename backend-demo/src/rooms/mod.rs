@@ -143,6 +143,8 @@ impl Rooms {
     }
 
     /// Changes the table, and publishes what others are to hear of it.
+    ///
+    /// An error may be of the latter alone: those whom this instance tells itself have heard it.
     async fn change(
         &self,
         change: impl FnOnce(&mut Table) -> Result<(), String>,
