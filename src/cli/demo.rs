@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use backend_demo::Demo;
+use backend_demo::{Demo, Publish};
 use clap::Args;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -84,7 +84,8 @@ impl Backends {
         for index in 0..count {
             let id = format!("b{index}");
             let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-            let options = backend_demo::Options { listen, id: Some(id.clone()) };
+            let options =
+                backend_demo::Options { listen, id: Some(id.clone()), publish: Publish::Own };
             let demo = Demo::bind(options).await.context("can't start a backend")?;
             backends.addresses.push((id, demo.address()));
             let mut stopping = backends.stop.subscribe();
