@@ -126,7 +126,7 @@ impl Server {
         let redis = config.registry.as_ref().map(|settings| {
             let identity =
                 Identity { proxy: Arc::clone(&proxy_id), name: config.server.name.clone() };
-            Arc::new(Redis::new(settings.clone(), identity))
+            Arc::new(Redis::new(settings.clone(), identity, metrics.registered.clone()))
         });
         let registry: Arc<dyn Registry> = match &redis {
             Some(redis) => Arc::<Redis>::clone(redis),

@@ -17,7 +17,7 @@ use super::clock::{Schedule, Tick, Ticks};
 use super::connection::{Connection, Facts, Serial};
 use super::keys::Keys;
 use super::rooms::{Room, Rooms, TooManyRooms};
-use crate::registry::{Group, Record, Registry};
+use crate::registry::{Change, Group, Record, Registry};
 
 /// The farthest that a connection is scheduled ahead: what dead connections leave in the schedule
 /// is gone after that.
@@ -176,23 +176,26 @@ impl Table {
     ///
     /// It is in too many rooms.
     pub fn join(&self, connection: &Connection, room: Room) -> Result<(), TooManyRooms> {
-        self.rooms.borrow_mut().join(connection.serial, room)?;
-        self.make_known(connection);
+        let name = room.shared();
+        if self.rooms.borrow_mut().join(connection.serial, room)? {
+            self.make_known(connection, Change::Joined(name));
+        }
         Ok(())
     }
 
     /// Takes a connection out of a room, if it is in there.
     pub fn leave(&self, connection: &Connection, room: &Room) {
-        self.rooms.borrow_mut().leave(connection.serial, room);
-        self.make_known(connection);
+        if self.rooms.borrow_mut().leave(connection.serial, room) {
+            self.make_known(connection, Change::Left(room.shared()));
+        }
     }
 
     /// Tells the registry of a connection that is open, as it is now.
-    fn make_known(&self, connection: &Connection) {
+    fn make_known(&self, connection: &Connection, change: Change) {
         if let Some(shadow) = self.registry.shadow()
             && let Some(record) = self.record(connection)
         {
-            shadow.put(connection.serial.to_string().into(), record);
+            shadow.put(connection.serial.to_string().into(), record, change);
         }
     }
 
@@ -283,8 +286,10 @@ impl Entry {
 
     /// Notes the backend that has answered 101: from now on the connection is open for others.
     pub fn opened(&self, backend: Arc<str>) {
+        let was_open = self.connection.backend().is_some();
         self.connection.set_backend(backend);
-        self.table.make_known(&self.connection);
+        let change = if was_open { Change::Moved } else { Change::Opened };
+        self.table.make_known(&self.connection, change);
     }
 
     /// What it can be reached by beside its id.

@@ -2,18 +2,24 @@
 //!
 //! Nothing that a worker calls waits for Redis; what is asked of it is asked through [`Link`], which
 //! knows whether it is there. The parts: [`link`] has the connection for commands, [`subscriptions`]
-//! the one for messages, and which groups need one; [`shadow`] writes down who owns what, and that the
-//! proxy lives; [`sweep`] removes what dead proxies have left; [`ask`] answers for others'
-//! connections; [`placed`] and [`sessions`] share where keys and sessions are, and what is drained.
+//! the one for messages, and which groups need one; [`shadow`] writes down who owns what, out of what is
+//! [`pending`], and [rewrites](rewrite) it after a doubt; [`presence`] says that the proxy lives;
+//! [`sweep`] removes what dead proxies have left; [`ask`] answers for others' connections; [`placed`]
+//! and [`sessions`] share where keys and sessions are, and what is drained.
 //!
 //! All of them run on the control runtime, in [`Redis::run`].
 
 mod ask;
 mod link;
+mod pending;
 mod place;
 mod placed;
+mod presence;
+mod record;
+mod rewrite;
 mod sessions;
 mod shadow;
+mod steps;
 mod subscriptions;
 mod sweep;
 
@@ -29,11 +35,13 @@ use self::link::Link;
 pub use self::place::{Access, Address, Place, WrongUrl};
 use self::placed::Placed;
 use self::shadow::Ledger;
+use self::steps::Steps;
 use self::subscriptions::Subscriptions;
 use super::names::Names;
 use super::{
     Boxed, Channel, Event, Group, Others, Owned, Peer, Registry, Shadow, State, Truth, Unavailable,
 };
+use crate::observe::metrics::RegistryCounts;
 
 /// `[registry]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,12 +67,40 @@ pub struct Identity {
     pub name: String,
 }
 
+/// How often something is done, and how long it holds.
+#[derive(Clone, Debug)]
+struct Times {
+    /// Until a proxy that says nothing is taken for dead; in whole seconds.
+    life: Duration,
+    /// Between two renewals of its life.
+    renew: Duration,
+    /// Between two looks at the others.
+    look: Duration,
+    /// How long what a dead proxy has left is for one to remove.
+    lock: Duration,
+}
+
+const TIMES: Times = Times {
+    life: Duration::from_secs(15),
+    renew: Duration::from_secs(5),
+    look: Duration::from_secs(10),
+    lock: Duration::from_secs(30),
+};
+
 /// What all parts have in common.
 struct Common {
     settings: Settings,
     identity: Identity,
     names: Names,
     link: Link,
+    times: Times,
+}
+
+impl Common {
+    /// Steps about the connections of this proxy.
+    fn own_steps(&self) -> Steps<'_> {
+        Steps::of(&self.names, &self.identity.proxy)
+    }
 }
 
 /// A shared registry.
@@ -77,13 +113,13 @@ pub struct Redis {
 
 impl Redis {
     /// One that is away until it [runs](Self::run).
-    pub fn new(settings: Settings, identity: Identity) -> Self {
+    pub fn new(settings: Settings, identity: Identity, counts: RegistryCounts) -> Self {
         let names = Names::new(&settings.prefix);
         let link = Link::new(&settings);
         Self {
-            common: Arc::new(Common { settings, identity, names, link }),
+            common: Arc::new(Common { settings, identity, names, link, times: TIMES }),
             subscriptions: Subscriptions::default(),
-            ledger: Ledger::default(),
+            ledger: Ledger::new(counts),
             placed: Placed::default(),
         }
     }
@@ -102,7 +138,7 @@ impl Redis {
                 common.link.run(),
                 self.subscriptions.run(common, &events),
                 self.ledger.run(common, &*truth),
-                sweep::run(common),
+                sweep::run(common, &self.ledger, &*truth),
                 self.placed.run(common, &*truth, &events),
             );
         };
