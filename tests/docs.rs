@@ -350,6 +350,7 @@ const CLOSE_REASONS: [CloseReason; 18] = [
     CloseReason::MaxAge,
     CloseReason::Shutdown,
     CloseReason::Drained,
+    CloseReason::PlacedElsewhere,
     CloseReason::RouteRemoved,
     CloseReason::ClosedByApi(CloseCode::NORMAL),
     CloseReason::SlowClient,

@@ -170,6 +170,8 @@ pub struct Metrics {
     pub backend_changes: Family<StateLabels, Counter>,
     /// Causes for which backends were drained.
     pub drains: Family<DrainLabels, Counter>,
+    /// Keys kept although other proxies have them at a backend that comes first.
+    pub placement_conflicts: Family<PoolLabel, Counter>,
     /// Failures of the proxy's own to connect: no port, no descriptor.
     pub own_failures: Counter,
     /// Lines of the access log that were dropped.
@@ -204,6 +206,7 @@ impl Metrics {
             undeliverable: Family::default(),
             backend_changes: Family::default(),
             drains: Family::default(),
+            placement_conflicts: Family::default(),
             own_failures: Counter::default(),
             access_log_dropped: Counter::default(),
             reloads: Family::default(),
@@ -299,6 +302,11 @@ impl Metrics {
             self.backend_changes.clone(),
         );
         registry.register("drains", "Causes for drains of backends", self.drains.clone());
+        registry.register(
+            "placement_conflicts",
+            "Keys kept here although other proxies have them at a backend that can't be reached",
+            self.placement_conflicts.clone(),
+        );
         registry.register(
             "own_failures",
             "Connects to backends that failed for want of a port or a descriptor",
@@ -580,6 +588,8 @@ pub trait Collect: fmt::Debug + Send + Sync {
     fn sessions(&self) -> Vec<(String, u64)>;
     /// Whether a pool has so few backends in service that it does not go by health.
     fn panicking(&self) -> Vec<(String, bool)>;
+    /// How many other proxies have other backends in a pool; nothing where there is no registry.
+    fn ring_disagreements(&self) -> Vec<(String, u64)>;
     /// Rooms with a member here, and members of all of them.
     fn rooms(&self) -> (u64, u64);
     /// The most open files, and how many connections that allows.
@@ -607,6 +617,10 @@ impl Collect for Nothing {
         Vec::new()
     }
 
+    fn ring_disagreements(&self) -> Vec<(String, u64)> {
+        Vec::new()
+    }
+
     fn rooms(&self) -> (u64, u64) {
         (0, 0)
     }
@@ -629,8 +643,9 @@ struct Collected(Box<dyn Collect>);
 
 /// The label of a pool.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct PoolLabel {
-    pool: String,
+pub struct PoolLabel {
+    /// The name of the pool.
+    pub pool: String,
 }
 
 impl Collector for Collected {
@@ -689,6 +704,13 @@ impl Collector for Collected {
             "pool_panicking",
             "Whether health is ignored because too few backends are in service",
             panicking.map(|(pool, is)| (PoolLabel { pool }, f64::from(u8::from(is)))),
+        )?;
+        let disagreements = self.0.ring_disagreements().into_iter();
+        gauges(
+            &mut encoder,
+            "ring_disagreements",
+            "Other proxies whose backends of a pool are others than here",
+            disagreements.map(|(pool, proxies)| (PoolLabel { pool }, proxies as f64)),
         )?;
         gauges(
             &mut encoder,
