@@ -113,15 +113,48 @@ fn every_option_that_is_off_in_the_example_is_accepted_when_given() {
     let plain = without(&example, |_| false);
     let mut tried = 0;
     for option in example.lines().filter(|line| line.strip_prefix('#').is_some_and(is_option)) {
-        let given = plain.replacen(option, &option[1..], 1);
+        let given = given(&plain, option);
         let file = folder.join("config.toml");
         fs::write(&file, given).unwrap();
         let config = load(&file).unwrap_or_else(|problems| panic!("{option}\n{problems}"));
         assert_ne!(config, load_text(&folder, &plain), "{option} changes nothing");
         tried += 1;
     }
-    assert_eq!(tried, 14);
+    assert_eq!(tried, 20);
     fs::remove_dir_all(folder).unwrap();
+}
+
+/// The example with one of the options that are off; one of an absent table comes with its header, and
+/// with the one that can't be left out in it.
+fn given(example: &str, option: &str) -> String {
+    let given = |text: &str, line: &str| {
+        text.replacen(&format!("\n{line}"), &format!("\n{}", &line[1..]), 1)
+    };
+    let mut whole = given(example, option);
+    let is_absent = |line: &&str| line.starts_with("#[");
+    let header = example.lines().take_while(|line| *line != option).filter(is_absent).last();
+    let Some(header) = header else { return whole };
+    whole = given(&whole, header);
+    if !option.starts_with("#url") && !option.starts_with("#cluster") {
+        whole = given(&whole, "#url");
+    }
+    whole
+}
+
+#[test]
+fn an_absent_table_of_the_example_states_the_defaults_too() {
+    let example = example();
+    let whole = example.lines().filter(|line| !line.starts_with("#cluster"));
+    let (before, table) = example.split_once("#[registry]").unwrap();
+    let bare = format!("{before}[registry]\nurl = \"redis://127.0.0.1:6379\"\n");
+    let bare = check(&bare, "bare").unwrap();
+    assert!(bare.registry.is_some());
+    let rest: Vec<_> = whole.skip_while(|line| !line.starts_with("#[registry]")).skip(1).collect();
+    assert!(table.lines().count() > rest.len());
+    let stated = rest.iter().fold(format!("{before}[registry]\n"), |text, line| {
+        text + line.strip_prefix('#').unwrap() + "\n"
+    });
+    assert_eq!(check(&stated, "stated").unwrap(), bare);
 }
 
 fn load_text(folder: &Path, text: &str) -> Config {
@@ -198,6 +231,11 @@ fn the_example_shows_every_option() {
         "passive_fall",
         "lost_after",
         "panic_threshold",
+        "url",
+        "cluster",
+        "prefix",
+        "required",
+        "join_wait",
     ] {
         assert!(shown(option), "{option}");
     }

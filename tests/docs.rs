@@ -532,9 +532,12 @@ fn every_field_of_the_access_log_is_in_the_guide() {
 fn options() -> Vec<(String, String, String, bool)> {
     let mut found = Vec::new();
     let mut heading = String::new();
+    let mut is_absent = false; // the whole table, but what it would have is stated
     for line in text("config.example.toml").lines() {
-        if line.starts_with('[') {
-            let table = line.split(['#', ' ']).next().unwrap();
+        let header = line.strip_prefix('#').unwrap_or(line);
+        if header.starts_with('[') {
+            is_absent = line != header;
+            let table = header.split(['#', ' ']).next().unwrap();
             heading = format!("## `{}`", table.replace("pool.rooms", "pool.NAME"));
         }
         let (given, comment) = match line.strip_prefix('#') {
@@ -552,7 +555,7 @@ fn options() -> Vec<(String, String, String, bool)> {
         let is_key = |byte: u8| byte.is_ascii_lowercase() || b"._".contains(&byte);
         if !heading.is_empty() && key.bytes().all(is_key) {
             let (value, about) = rest.split_once("  #").unwrap_or((rest, ""));
-            let stated = !comment && !about.contains("no default");
+            let stated = comment == is_absent && !about.contains("no default");
             found.push((heading.clone(), key.to_owned(), value.trim().to_owned(), stated));
         }
     }

@@ -7,7 +7,6 @@
 
 /// Keys, by the tables they stand in, whatever their value is.
 const KEYS: &[(&str, &[&str])] = &[
-    ("", &["registry"]),
     ("server", &["otlp"]),
     ("listener", &["http2"]),
     ("listener.tls", &["client_ca"]),
@@ -57,7 +56,6 @@ mod tests {
 
     fn header(table: &str) -> &'static str {
         match table {
-            "" => "",
             "server" => "[server]\n",
             "listener" => "[[listener]]\n",
             "listener.tls" => "[[listener]]\ntls.",

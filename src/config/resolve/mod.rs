@@ -26,7 +26,9 @@ mod limits;
 mod listener;
 mod names;
 mod pool;
+mod registry;
 mod route;
+mod secret;
 mod server;
 mod sticky;
 mod tls;
@@ -45,6 +47,7 @@ pub(super) fn resolve(
     let listeners = listeners(&mut root, files, problems);
     let routes = routes(&mut root, problems);
     let (pools, pool_names, without_ring) = pools(&mut root, files, problems);
+    let registry = registry::resolve(&mut root, folder, environment, problems);
     root.finish(problems);
 
     addresses_once(admin.as_ref(), &listeners, problems);
@@ -57,7 +60,7 @@ pub(super) fn resolve(
         listeners: listeners.into_iter().filter_map(|listener| listener.settings).collect(),
         routes: routes.into_iter().filter_map(|route| route.settings).collect(),
         pools,
-        registry: None,
+        registry,
     }
 }
 

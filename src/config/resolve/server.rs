@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::limits::{duration_or_zero, number, time_out};
 use super::names;
+use super::secret::{self, Taken};
 use crate::config::problems::Problems;
 use crate::config::raw::{Cursor, Located};
 use crate::config::value::quoted;
@@ -39,7 +40,7 @@ pub(super) fn resolve(
     let admin_token = token(&mut table, folder, environment, problems);
     if let Some(admin) = &admin
         && !admin.value.ip().to_canonical().is_loopback()
-        && admin_token == Token::Absent
+        && matches!(admin_token, Taken::Absent)
     {
         let what = format!(
             "is {}, which other machines can reach: set admin_token, or use 127.0.0.1",
@@ -52,7 +53,7 @@ pub(super) fn resolve(
         name: name(&mut table, environment, problems),
         workers: workers(&mut table, environment, problems),
         admin: admin.as_ref().map(|admin| admin.value),
-        admin_token: admin_token.into_secret(),
+        admin_token: admin_token.given(),
         shutdown_delay: duration_or_zero(&mut table, "shutdown_delay", Duration::ZERO, problems),
         shutdown_grace: time_out(&mut table, "shutdown_grace", Duration::from_secs(25), problems),
         log_level,
@@ -95,67 +96,24 @@ fn admin(table: &mut Cursor<'_>, problems: &mut Problems) -> Option<Located<Sock
     super::socket_address(table, "admin", &text, "127.0.0.1:9900", problems)
 }
 
-/// The token, and whether the absence of one is the reader's own choice.
-#[derive(PartialEq)]
-enum Token {
-    Absent,
-    /// It was given, and is no good; this was noted.
-    Wrong,
-    Given(Secret),
-}
-
-impl Token {
-    fn into_secret(self) -> Option<Secret> {
-        if let Self::Given(secret) = self { Some(secret) } else { None }
-    }
-}
-
 fn token(
     table: &mut Cursor<'_>,
     folder: &Path,
     environment: &Environment<'_>,
     problems: &mut Problems,
-) -> Token {
+) -> Taken<Secret> {
     const KEY: &str = "admin_token";
-    let Some(span) = table.span_of(KEY) else {
-        table.take::<String>(KEY, problems); // so that it is known
-        return Token::Absent;
-    };
-    problems.hide(span);
-    let Some(text) = table.take::<String>(KEY, problems) else { return Token::Wrong };
-    let (source, token) = match text.value.strip_prefix("file:") {
-        None => ("", text.value),
-        Some(path) => match (environment.file)(&folder.join(path)) {
-            Ok(content) => ("holds a file whose content ", without_newline(content)),
-            Err(error) => {
-                let what = format!(
-                    "names the file {}, which can't be read ({error}); its path starts at the config's folder",
-                    quoted(path)
-                );
-                table.note(problems, text.span, KEY, &what);
-                return Token::Wrong;
-            }
-        },
-    };
-    if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+    let taken = secret::take(table, KEY, folder, environment, problems);
+    let Taken::Given(text) = taken else { return taken.without() };
+    if text.value.is_empty() || !text.value.bytes().all(|byte| byte.is_ascii_graphic()) {
         let what = format!(
-            "{source}must be one or more visible ASCII characters, without spaces: it goes in a header"
+            "{}must be one or more visible ASCII characters, without spaces: it goes in a header",
+            text.source
         );
         table.note(problems, text.span, KEY, &what);
-        return Token::Wrong;
+        return Taken::Wrong;
     }
-    Token::Given(Secret::new(token))
-}
-
-/// Drops one newline at the end, of either kind: editors put it there.
-fn without_newline(mut content: String) -> String {
-    if content.ends_with('\n') {
-        content.pop();
-        if content.ends_with('\r') {
-            content.pop();
-        }
-    }
-    content
+    Taken::Given(Secret::new(text.value))
 }
 
 fn log(table: &mut Cursor<'_>, problems: &mut Problems) -> (LogLevel, LogFormat) {

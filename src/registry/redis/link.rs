@@ -62,8 +62,10 @@ impl Link {
     }
 
     async fn connect(&self) -> redis::RedisResult<MultiplexedConnection> {
-        let Place::One(url) = &self.place;
-        let client = redis::Client::open(url.expose())?;
+        let Place::One(address, access) = &self.place else {
+            return Err(redis::RedisError::from((redis::ErrorKind::InvalidClientConfig, "later")));
+        };
+        let client = redis::Client::open(access.to(address)?)?;
         let config = redis::AsyncConnectionConfig::new().set_response_timeout(Some(ANSWER));
         client.get_multiplexed_async_connection_with_config(&config).await
     }

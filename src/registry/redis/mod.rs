@@ -10,6 +10,7 @@
 
 mod ask;
 mod link;
+mod place;
 mod placed;
 mod sessions;
 mod shadow;
@@ -25,6 +26,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use self::link::Link;
+pub use self::place::{Access, Address, Place, WrongUrl};
 use self::placed::Placed;
 use self::shadow::Ledger;
 use self::subscriptions::Subscriptions;
@@ -32,7 +34,6 @@ use super::names::Names;
 use super::{
     Boxed, Channel, Event, Group, Others, Owned, Peer, Registry, Shadow, State, Truth, Unavailable,
 };
-use crate::config::Secret;
 
 /// `[registry]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,13 +48,6 @@ pub struct Settings {
     pub join_wait: Duration,
     /// The longest message to clients, in bytes.
     pub max_message: usize,
-}
-
-/// Where a Redis is. Addresses may have passwords in them.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Place {
-    /// At this URL.
-    One(Secret),
 }
 
 /// Who the proxy is, for others.
