@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Serialize;
+use tracing::warn;
 
 use super::guard::Guard;
 use super::problem::Problem;
@@ -122,6 +123,12 @@ struct PoolView {
     balance: &'static str,
     /// Too few backends are in service: health is ignored.
     panicking: bool,
+    /// The fingerprint of its backends; only with a registry.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ring: Option<String>,
+    /// Other proxies of which that is another, by id; only with a registry.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rings_differ: Option<Vec<String>>,
     backends: Vec<BackendView>,
 }
 
@@ -171,10 +178,11 @@ impl From<Drain> for DrainView {
 
 async fn pools(State(fleet): State<Arc<Fleet>>) -> Json<Pools> {
     let snapshot = fleet.shared.snapshot.load();
-    Json(Pools { pools: snapshot.pools_with_gone().map(|pool| pool_view(pool)).collect() })
+    Json(Pools { pools: snapshot.pools_with_gone().map(|pool| pool_view(&fleet, pool)).collect() })
 }
 
-fn pool_view(pool: &Pool) -> PoolView {
+fn pool_view(fleet: &Fleet, pool: &Pool) -> PoolView {
+    let rings_differ = fleet.rings_differ(pool);
     // Those that left the config are shown as long as something of them is there.
     let backends = pool.backends().iter().cloned().chain(pool.departed());
     let backends = backends.map(|backend| backend_view(pool, &backend));
@@ -182,6 +190,8 @@ fn pool_view(pool: &Pool) -> PoolView {
         name: pool.name().to_owned(),
         balance: pool.settings().balance.as_str(),
         panicking: pool.is_panicking(),
+        ring: rings_differ.is_some().then(|| pool.fingerprint()),
+        rings_differ,
         backends: backends.collect(),
     }
 }
@@ -206,8 +216,9 @@ fn backend_view(pool: &Pool, backend: &Arc<Backend>) -> BackendView {
 async fn drain(
     State(fleet): State<Arc<Fleet>>,
     Path(names): Path<(String, String)>,
-) -> Result<Json<BackendView>, Problem> {
-    of_backend(&fleet, &names, |pool, backend| pool.drain(backend, DrainCause::Api))
+) -> Result<(StatusCode, Json<BackendView>), Problem> {
+    let act = |pool: &Pool, backend: &Arc<Backend>| pool.drain(backend, DrainCause::Api);
+    of_backend(&fleet, &names, true, act).await
 }
 
 /// Takes that back. Where there are other causes the backend is drained all the same, as the
@@ -215,15 +226,36 @@ async fn drain(
 async fn undrain(
     State(fleet): State<Arc<Fleet>>,
     Path(names): Path<(String, String)>,
-) -> Result<Json<BackendView>, Problem> {
-    of_backend(&fleet, &names, |pool, backend| pool.undrain(backend, DrainCause::Api))
+) -> Result<(StatusCode, Json<BackendView>), Problem> {
+    let act = |pool: &Pool, backend: &Arc<Backend>| pool.undrain(backend, DrainCause::Api);
+    of_backend(&fleet, &names, false, act).await
 }
 
-fn of_backend(
+/// Has it done here, and by all other proxies: 202 if they will hear of it only once the registry is
+/// there again.
+async fn of_backend(
+    fleet: &Fleet,
+    names: &(String, String),
+    wanted: bool,
+    act: impl FnOnce(&Pool, &Arc<Backend>),
+) -> Result<(StatusCode, Json<BackendView>), Problem> {
+    let (pool, backend) = find_backend(fleet, names)?;
+    act(&pool, &backend);
+    let mut status = StatusCode::OK;
+    if let Some(others) = fleet.shared.registry.fleet()
+        && let Err(error) = others.drain(pool.name(), backend.id(), wanted).await
+    {
+        let (pool, backend) = (pool.name(), backend.id());
+        warn!(pool, backend, wanted, %error, "a drain is not known to other proxies yet");
+        status = StatusCode::ACCEPTED;
+    }
+    Ok((status, Json(backend_view(&pool, &backend))))
+}
+
+fn find_backend(
     fleet: &Fleet,
     (pool, id): &(String, String),
-    act: impl FnOnce(&Pool, &Arc<Backend>),
-) -> Result<Json<BackendView>, Problem> {
+) -> Result<(Arc<Pool>, Arc<Backend>), Problem> {
     let snapshot = fleet.shared.snapshot.load();
     let missing = |what: &str| Problem::new(StatusCode::NOT_FOUND, format!("there is no {what}"));
     let found = snapshot.pools_with_gone().find(|one| one.name() == pool);
@@ -231,8 +263,7 @@ fn of_backend(
     let departed = || pool.departed().into_iter().find(|one| one.id() == id);
     let backend = pool.backend(id).cloned().or_else(departed);
     let backend = backend.ok_or_else(|| missing("backend of this id in this pool"))?;
-    act(pool, &backend);
-    Ok(Json(backend_view(pool, &backend)))
+    Ok((Arc::clone(pool), backend))
 }
 
 /// Explains where a request would go. `url=` once, `header=name:value` for each header line,

@@ -19,6 +19,7 @@ pub(crate) use self::reach::{ReachError, Reached, Whose};
 use crate::config::Secret;
 use crate::http::{Accepted, Shared};
 use crate::listen::Listener;
+use crate::pool::Pool;
 use crate::publish::envelope::{self, Envelope, EnvelopeError};
 use crate::publish::{Audience, Publication};
 use crate::server::plan::Planned;
@@ -252,6 +253,15 @@ impl Fleet {
         self.inboxes.len()
     }
 
+    /// The other proxies whose ring of a pool is another than here, by id; `None`: there is no registry
+    /// to know of others.
+    pub(crate) fn rings_differ(&self, pool: &Pool) -> Option<Vec<String>> {
+        let ring = pool.fingerprint();
+        let peers = self.shared.registry.fleet()?.peers();
+        let differing = peers.into_iter().filter(|peer| peer.has_other_ring(pool.name(), &ring));
+        Some(differing.map(|peer| peer.proxy).collect())
+    }
+
     /// The serial in a connection id; `None` if it is not one of this proxy's.
     pub(crate) fn serial(&self, connection_id: &str) -> Option<Serial> {
         let (proxy, serial) = connection_id.split_once('.')?;
@@ -448,6 +458,15 @@ pub(crate) enum Message {
         /// The name of its pool.
         pool: Arc<str>,
         /// Its id.
+        backend: Arc<str>,
+    },
+    /// A key was let go at a backend: its connections there end.
+    KeyGaveWay {
+        /// The name of its pool.
+        pool: Arc<str>,
+        /// The key.
+        key: Arc<str>,
+        /// The id of the backend, the very one.
         backend: Arc<str>,
     },
     /// Take the next step of a mass close.

@@ -209,6 +209,12 @@ impl Named for DrainLabels {
     }
 }
 
+impl Named for PoolLabel {
+    fn names(&self) -> Names<'_> {
+        Names { pool: Some(&self.pool), ..Names::default() }
+    }
+}
+
 impl Named for StateLabels {
     fn names(&self) -> Names<'_> {
         Names { pool: Some(&self.pool), backend: Some(&self.backend), ..Names::default() }

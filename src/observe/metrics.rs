@@ -68,6 +68,8 @@ pub struct Metrics {
     pub backend_changes: Series<StateLabels, Counter>,
     /// Causes for which backends were drained.
     pub drains: Series<DrainLabels, Counter>,
+    /// Keys kept although other proxies have them at a backend that comes first.
+    pub placement_conflicts: Series<PoolLabel, Counter>,
     /// Failures of the proxy's own to connect: no port, no descriptor.
     pub own_failures: Counter,
     /// Lines of the access log that were dropped.
@@ -119,6 +121,7 @@ impl Metrics {
             undeliverable: Series::default(),
             backend_changes: Series::default(),
             drains: Series::default(),
+            placement_conflicts: Series::default(),
             own_failures: Counter::default(),
             access_log_dropped: Counter::default(),
             reloads: Series::default(),
@@ -246,6 +249,11 @@ impl Metrics {
         );
         registry.register("drains", "Causes for drains of backends", self.drains.clone());
         registry.register(
+            "placement_conflicts",
+            "Keys kept here although other proxies have them at a backend that can't be reached",
+            self.placement_conflicts.clone(),
+        );
+        registry.register(
             "own_failures",
             "Connects to backends that failed for want of a port or a descriptor",
             self.own_failures.clone(),
@@ -305,6 +313,7 @@ impl Metrics {
         forget(&self.injected, live);
         forget(&self.backend_changes, live);
         forget(&self.drains, live);
+        forget(&self.placement_conflicts, live);
     }
 
     /// How many live WebSockets there are of which labels.
@@ -558,6 +567,8 @@ pub trait Collect: fmt::Debug + Send + Sync {
     fn sessions(&self) -> Vec<(String, u64)>;
     /// Whether a pool has so few backends in service that it does not go by health.
     fn panicking(&self) -> Vec<(String, bool)>;
+    /// How many other proxies have other backends in a pool; nothing where there is no registry.
+    fn ring_disagreements(&self) -> Vec<(String, u64)>;
     /// Rooms with a member here, and members of all of them.
     fn rooms(&self) -> (u64, u64);
     /// The most open files, and how many connections that allows.
@@ -582,6 +593,10 @@ impl Collect for Nothing {
     }
 
     fn panicking(&self) -> Vec<(String, bool)> {
+        Vec::new()
+    }
+
+    fn ring_disagreements(&self) -> Vec<(String, u64)> {
         Vec::new()
     }
 
@@ -661,6 +676,13 @@ impl Collector for Collected {
             "pool_panicking",
             "Whether health is ignored because too few backends are in service",
             panicking.map(|(pool, is)| (PoolLabel { pool }, f64::from(u8::from(is)))),
+        )?;
+        let disagreements = self.0.ring_disagreements().into_iter();
+        gauges(
+            &mut encoder,
+            "ring_disagreements",
+            "Other proxies whose backends of a pool are others than here",
+            disagreements.map(|(pool, proxies)| (PoolLabel { pool }, proxies as f64)),
         )?;
         gauges(
             &mut encoder,

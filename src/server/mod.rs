@@ -36,7 +36,7 @@ use crate::fleet::{self, Door, Fleet, Message, Order};
 use crate::http::{Shared, Snapshot};
 use crate::listen::{ListenError, Listener, ListenerSettings, Loads};
 use crate::observe::access_log::{AccessLog, OpenError, Opened};
-use crate::observe::labels::{BackendLabels, DrainLabels, ListenerLabel, StateLabels};
+use crate::observe::labels::{BackendLabels, DrainLabels, ListenerLabel, PoolLabel, StateLabels};
 use crate::observe::metrics::{BackendSample, Collect, Metrics, WorkerSample};
 use crate::observe::rate::{Allowed, allowed};
 use crate::pool::{self, Backend, BackendEvent, Clearing, DrainChange, PanicEvent, Pool, State};
@@ -133,7 +133,11 @@ impl Server {
             None => Arc::<Memory>::default(),
         };
         let pools = config.pools.iter();
-        let pools = pools.map(|settings| Pool::new(settings.clone(), Arc::clone(&observer)));
+        let pools = pools.map(|settings| {
+            let pool = Pool::new(settings.clone(), Arc::clone(&observer));
+            registry::share(&pool, &registry);
+            pool
+        });
         let pools: Vec<Arc<Pool>> = pools.collect();
         let snapshot = Snapshot::new(&config.routes, pools.clone(), &metrics, None);
         let dropped = metrics.access_log_dropped.clone();
@@ -168,12 +172,15 @@ impl Server {
             listeners_gone: Vec::new(),
         };
         server.serve_admin(admin);
+        server.registry = redis.map(|redis| Link::begin(redis, &server.fleet));
+        if let Some(registry) = &server.registry {
+            registry.known_to_others().await;
+        }
         if let Err(error) = server.start_workers(receivers, &loads, &inboxes) {
             server.stop(StopPlan::prompt()).await;
             return Err(error);
         }
         server.watch_itself(busy);
-        server.registry = redis.map(|redis| Link::begin(redis, &server.fleet));
         server.watch_backends(pools.iter());
         server.fleet.shared.metrics.took_effect(SystemTime::now());
         server.fleet.set_ready(true);
@@ -401,6 +408,21 @@ fn observer(
             note_drain(*change, clearing, &metrics);
             conductor.follow(clearing);
         }
+        pool::Event::GaveWay { key, clearing } => {
+            if let Some(Allowed { suppressed }) = allowed!() {
+                let (pool, backend) = (&clearing.pool, clearing.backend.id());
+                info!(%pool, backend, %key, suppressed, "a key gives way to where another proxy has it");
+            }
+            conductor.give_way(Arc::clone(key), clearing.clone());
+        }
+        pool::Event::Disputed { pool, key, backend } => {
+            let label = PoolLabel { pool: pool.clone() };
+            metrics.placement_conflicts.of(label).inc();
+            if let Some(Allowed { suppressed }) = allowed!() {
+                let backend = backend.id();
+                warn!(pool, backend, %key, suppressed, "a key stays here although another proxy has it elsewhere");
+            }
+        }
     })
 }
 
@@ -564,6 +586,15 @@ impl Collect for Arc<Owners> {
     fn panicking(&self) -> Vec<(String, bool)> {
         let pools = self.pools();
         pools.iter().map(|pool| (pool.name().to_owned(), pool.is_panicking())).collect()
+    }
+
+    fn ring_disagreements(&self) -> Vec<(String, u64)> {
+        let Some(fleet) = self.fleet.get() else { return Vec::new() };
+        let snapshot = fleet.shared.snapshot.load();
+        let differing = snapshot.pools().iter().filter_map(|pool| {
+            Some((pool.name().to_owned(), fleet.rings_differ(pool)?.len() as u64))
+        });
+        differing.collect()
     }
 
     fn rooms(&self) -> (u64, u64) {

@@ -258,7 +258,11 @@ impl Server {
         match known.find(|pool| pool.name() == settings.name) {
             Some(pool) if is_here(pool) && pool.settings() == settings => Arc::clone(pool),
             Some(pool) => pool.rebuild(settings.clone()),
-            None => Pool::new(settings.clone(), Arc::clone(&self.observer)),
+            None => {
+                let pool = Pool::new(settings.clone(), Arc::clone(&self.observer));
+                super::registry::share(&pool, &self.fleet.shared.registry);
+                pool
+            }
         }
     }
 
