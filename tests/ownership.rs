@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 
 use redis::{Commands, Connection};
 use serde_json::{Value, json};
-use steadfast::observe::metrics::RegistryCounts;
 use steadfast::registry::redis::{Identity, Place, Redis, Settings};
 use steadfast::registry::{Boxed, Page, Record, Registry, Truth};
 use support::http::request;
@@ -367,7 +366,7 @@ fn join(url: &str, name: &str) -> Arc<Redis> {
         max_message: 1024,
     };
     let identity = Identity { proxy: name.into(), name: name.to_owned() };
-    Arc::new(Redis::new(settings, identity, RegistryCounts::default()))
+    Arc::new(Redis::new(settings, identity))
 }
 
 fn run(redis: &Arc<Redis>, connections: u64) -> JoinHandle<()> {

@@ -2,6 +2,7 @@
 
 use tokio::sync::mpsc;
 
+use super::super::names::Told;
 use super::super::{Event, Truth, Unavailable};
 use super::Common;
 
@@ -11,6 +12,14 @@ pub(super) struct Placed {}
 
 impl Placed {
     pub(super) fn tell(&self, _pool: &str, _key: &str, _backend: Option<&str>) {}
+
+    /// Takes what was announced on a channel that is not for messages. Does not wait.
+    pub(super) fn heard(&self, told: &Told, payload: &[u8]) {
+        tracing::debug!(?told, bytes = payload.len(), "announced");
+    }
+
+    /// Has everything read anew, because announcements may have been missed.
+    pub(super) fn missed(&self) {}
 
     pub(super) async fn run(
         &self,
