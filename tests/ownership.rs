@@ -13,14 +13,14 @@ use std::time::{Duration, Instant};
 
 use redis::{Commands, Connection};
 use serde_json::{Value, json};
-use steadfast::observe::metrics::RegistryCounts;
 use steadfast::registry::redis::{Identity, Place, Redis, Settings};
-use steadfast::registry::{Boxed, Page, Registry, Truth};
+use steadfast::registry::{Boxed, Page, Record, Registry, Truth};
 use support::http::request;
 use support::in_process::runtime;
 use support::named::Named;
 use support::ws::{self, Ws};
 use support::{Process, Proxy, RedisServer, config, eventually, within};
+use tokio::task::JoinHandle;
 
 /// Proxies that share a Redis, in front of one backend.
 struct World {
@@ -48,7 +48,10 @@ impl World {
     }
 
     fn proxy(&self) -> Proxy {
-        let more = [("server", "workers = 2"), ("route", "rooms = [\"lobby\", \"of-{key}\"]")];
+        let more = [
+            ("server", "workers = 2\nshutdown_grace = \"2s\""),
+            ("route", "rooms = [\"lobby\", \"of-{key}\"]"),
+        ];
         let config = config(&[("a", self.backend.address)], &more);
         Proxy::start(&format!("{config}\n[registry]\nurl = \"{}\"\n", self.redis.url()))
     }
@@ -75,9 +78,8 @@ impl World {
         let (found_ids, wanted_ids) = (ids(&found), ids(&wanted));
         let lacks: Vec<_> = wanted_ids.difference(&found_ids).take(5).collect();
         let stale: Vec<_> = found_ids.difference(&wanted_ids).take(5).collect();
-        let other: Vec<_> =
-            found.records.iter().filter(|(id, it)| wanted.records.get(*id) != Some(it));
-        let other: Vec<_> = other.take(3).map(|(id, it)| (it, wanted.records.get(id))).collect();
+        let is_other = |(id, it): &(&String, &Value)| wanted.records.get(*id) != Some(*it);
+        let other: Vec<_> = found.records.iter().filter(is_other).take(3).collect();
         panic!(
             "not within {limit:?}: {} of {} records; lacks {lacks:?}, has {stale:?}, other {other:?}; \
              keys are right: {}; rooms {:?}, not {:?}",
@@ -206,9 +208,10 @@ fn redis_has_exactly_what_lives() {
     let _: () = redis::cmd("FLUSHALL").query(&mut world.store()).unwrap();
     let more: Vec<Ws> = churn(both[0], 3);
     drop(open);
-    let flushed = Instant::now();
-    world.is_whole(Duration::from_secs(7), &both);
-    assert!(!more.is_empty() && flushed.elapsed() < Duration::from_secs(7));
+    world.is_whole(Duration::from_secs(6), &both);
+    let _: () = redis::cmd("FLUSHALL").query(&mut world.store()).unwrap();
+    world.is_whole(Duration::from_secs(6), &both);
+    assert!(!world.there().unwrap().records.is_empty());
 
     // It goes, and comes back with nothing.
     world.redis.process.kill();
@@ -313,16 +316,31 @@ fn idle_connections_cost_redis_next_to_nothing() {
     assert!(each <= 4.0, "{each}: {stats}");
 }
 
-/// A proxy without anything.
-struct Nobody;
+/// A proxy with so many connections that never change.
+struct Still(u64);
 
-impl Truth for Nobody {
-    fn page(&self, _cursor: Option<u64>) -> Boxed<'_, Option<Page>> {
-        Box::pin(std::future::ready(Some(Page::default())))
+impl Truth for Still {
+    fn page(&self, cursor: Option<u64>) -> Boxed<'_, Option<Page>> {
+        let from = cursor.unwrap_or(0);
+        let to = self.0.min(from + 500);
+        let connections = (from..to).map(|number| {
+            let record = Record {
+                backend: "a".into(),
+                pool: "pool".into(),
+                route: "route".into(),
+                key: Some(format!("key {number}").into()),
+                client: [127, 0, 0, 1].into(),
+                opened_at: 1_700_000_000_000,
+                rooms: Vec::new(),
+            };
+            (format!("{:02x}{number:016x}", number % 64).into(), record)
+        });
+        let page = Page { connections: connections.collect(), next: (to < self.0).then_some(to) };
+        Box::pin(std::future::ready(Some(page)))
     }
 
     fn connections(&self) -> usize {
-        0
+        usize::try_from(self.0).unwrap()
     }
 
     fn rings(&self) -> Vec<(String, String)> {
@@ -348,7 +366,42 @@ fn join(url: &str, name: &str) -> Arc<Redis> {
         max_message: 1024,
     };
     let identity = Identity { proxy: name.into(), name: name.to_owned() };
-    Arc::new(Redis::new(settings, identity, RegistryCounts::default()))
+    Arc::new(Redis::new(settings, identity))
+}
+
+fn run(redis: &Arc<Redis>, connections: u64) -> JoinHandle<()> {
+    let (redis, (events, received)) = (Arc::clone(redis), tokio::sync::mpsc::channel(9));
+    tokio::spawn(async move {
+        let _received = received;
+        redis.run(Arc::new(Still(connections)), events, std::future::pending()).await;
+    })
+}
+
+#[test]
+fn ten_thousand_connections_are_back_5_seconds_after_redis() {
+    const MANY: u64 = 10_000;
+    let mut server = RedisServer::start();
+    runtime().block_on(async {
+        let proxy = join(&server.url(), "one");
+        let running = run(&proxy, MANY);
+        let written = |server: &RedisServer| {
+            let client = redis::Client::open(server.url()).unwrap();
+            let Ok(mut store) = client.get_connection() else { return 0 };
+            let shards = (0..64).map(|shard| format!("steadfast:owns:one:{shard:02x}"));
+            shards.map(|name| store.hlen::<_, u64>(name).unwrap()).sum()
+        };
+        for _ in 0..2 {
+            let began = Instant::now();
+            while written(&server) < MANY {
+                assert!(began.elapsed() < Duration::from_secs(5), "{}", written(&server));
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            eprintln!("{MANY} connections after {:?}", began.elapsed());
+            server.process.kill();
+            restart(&mut server);
+        }
+        running.abort();
+    });
 }
 
 #[test]
@@ -361,14 +414,7 @@ fn others_are_found_in_redis() {
     let wanted: Vec<&String> = all.keys["pool/k3"].iter().collect();
     runtime().block_on(async {
         let (one, two) = (join(&world.redis.url(), "one"), join(&world.redis.url(), "two"));
-        let run = |redis: &Arc<Redis>| {
-            let (redis, (events, received)) = (Arc::clone(redis), tokio::sync::mpsc::channel(9));
-            tokio::spawn(async move {
-                let _received = received;
-                redis.run(Arc::new(Nobody), events, std::future::pending()).await;
-            })
-        };
-        let running = [run(&one), run(&two)];
+        let running = [run(&one, 0), run(&two, 0)];
         let fleet = one.fleet().unwrap();
         let until = Instant::now() + Duration::from_secs(20);
         while fleet.peers().len() < 2 {
@@ -401,6 +447,6 @@ fn others_are_found_in_redis() {
         }
         assert_eq!(ids.iter().collect::<Vec<_>>(), wanted);
         assert!(fleet.of_key("pool", "never", None, 9).await.unwrap().is_empty());
-        running.iter().for_each(tokio::task::JoinHandle::abort);
+        running.iter().for_each(JoinHandle::abort);
     });
 }

@@ -13,7 +13,6 @@ use std::collections::HashMap;
 use std::fmt;
 use std::hash::Hash;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::StatusCode;
@@ -32,6 +31,7 @@ use super::labels::{
     RouteLabel, StateLabels,
 };
 use super::series::Series;
+use crate::registry::redis::Counts;
 use crate::ws::close::CloseReason;
 use crate::ws::driver::RelayCounts;
 use crate::ws::relay::Direction;
@@ -75,25 +75,8 @@ pub struct Metrics {
     /// Lines of the access log that were dropped.
     pub access_log_dropped: Counter,
     reloads: Series<OutcomeLabel, Counter>,
-    /// What is written to a registry that proxies share.
-    pub registered: RegistryCounts,
     last_reload_successful: Gauge,
     last_reload_success: Gauge,
-}
-
-/// The counters of what is written to a registry that proxies share. A clone counts the same.
-#[derive(Clone, Debug, Default)]
-pub struct RegistryCounts {
-    /// Connections whose change is to be written.
-    pub pending: Gauge,
-    /// How long the oldest change of the last batch has waited, in seconds.
-    pub lag: Gauge<f64, AtomicU64>,
-    /// Commands that wrote connections and rooms.
-    pub writes: Counter,
-    /// The whole table written anew.
-    pub rewrites: Counter,
-    /// Dead proxies whose entries were removed.
-    pub swept: Counter,
 }
 
 fn handshake_histogram() -> Histogram {
@@ -125,7 +108,6 @@ impl Metrics {
             own_failures: Counter::default(),
             access_log_dropped: Counter::default(),
             reloads: Series::default(),
-            registered: RegistryCounts::default(),
             last_reload_successful: Gauge::default(),
             last_reload_success: Gauge::default(),
         };
@@ -133,38 +115,8 @@ impl Metrics {
         metrics.register_clients();
         metrics.register_connections();
         metrics.register_rest();
-        metrics.register_registry();
         metrics.registry.register_collector(Box::new(Collected(collect)));
         metrics
-    }
-
-    fn register_registry(&mut self) {
-        let (registry, counts) = (&mut self.registry, &self.registered);
-        registry.register(
-            "registry_pending",
-            "Connections whose change is to be written to the registry",
-            counts.pending.clone(),
-        );
-        registry.register(
-            "registry_lag_seconds",
-            "How long the oldest change that was written last to the registry had waited",
-            counts.lag.clone(),
-        );
-        registry.register(
-            "registry_writes",
-            "Commands that wrote connections and rooms to the registry",
-            counts.writes.clone(),
-        );
-        registry.register(
-            "registry_rewrites",
-            "Times that the whole table was written to the registry",
-            counts.rewrites.clone(),
-        );
-        registry.register(
-            "registry_swept",
-            "Dead proxies whose entries were removed from the registry",
-            counts.swept.clone(),
-        );
     }
 
     fn register_clients(&mut self) {
@@ -272,6 +224,66 @@ impl Metrics {
             "build",
             "The running version",
             Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]),
+        );
+    }
+
+    /// Shows what is counted of a registry that is shared.
+    pub fn register_registry(&mut self, counts: &Counts) {
+        let registry = &mut self.registry;
+        registry.register(
+            "registry_up",
+            "Whether the registry answers and messages arrive by it",
+            counts.up.clone(),
+        );
+        registry.register(
+            "registry_outages",
+            "How many times the registry was lost",
+            counts.outages.clone(),
+        );
+        registry.register(
+            "registry_waits",
+            "Handshakes that came before their subscriptions stood, by what became of the wait",
+            counts.waits.clone(),
+        );
+        registry.register(
+            "registry_messages",
+            "Messages that came by the registry",
+            counts.messages.clone(),
+        );
+        registry.register(
+            "registry_dropped_messages",
+            "Messages that came by the registry and were not handed on",
+            counts.dropped.clone(),
+        );
+        registry.register(
+            "registry_subscriptions",
+            "Keys and rooms whose subscription stands",
+            counts.subscriptions.clone(),
+        );
+        registry.register(
+            "registry_pending",
+            "Connections whose change is to be written to the registry",
+            counts.pending.clone(),
+        );
+        registry.register(
+            "registry_lag_seconds",
+            "How long the oldest change that was written last to the registry had waited",
+            counts.lag.clone(),
+        );
+        registry.register(
+            "registry_writes",
+            "Commands that wrote connections and rooms to the registry",
+            counts.writes.clone(),
+        );
+        registry.register(
+            "registry_rewrites",
+            "Times that the whole table was written to the registry",
+            counts.rewrites.clone(),
+        );
+        registry.register(
+            "registry_swept",
+            "Dead proxies whose entries were removed from the registry",
+            counts.swept.clone(),
         );
     }
 

@@ -224,6 +224,12 @@ pub trait Registry: fmt::Debug + Send + Sync {
         State::Own
     }
 
+    /// Whether the proxy is not to get new connections, because it must not be without its registry and
+    /// has been for some time.
+    fn is_missed(&self) -> bool {
+        false
+    }
+
     /// The asking half, where other proxies can be asked.
     fn fleet(&self) -> Option<&dyn Others> {
         None

@@ -53,8 +53,10 @@ const LATEST: Duration = Duration::from_secs(1);
 /// How long answers of the admin API may take that are under way when all else is over.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
-/// How long it may take to sign off from the registry when all else is over.
+/// How long it may take to sign off from the registry when all else is over, with the grace.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// And at least: those who were cut at its end are still to be taken out.
+const FEWEST_WORDS: Duration = Duration::from_millis(500);
 
 /// So many changes of backends' states are told in a second.
 const CHANGES_TOLD: u32 = 100;
@@ -119,15 +121,19 @@ impl Server {
         let (fleet, busy) = (OnceLock::new(), Arc::<Busy>::default());
         let collector =
             Arc::new(Owners { fleet, loads: Arc::clone(&loads), busy: Arc::clone(&busy) });
-        let metrics = Arc::new(Metrics::new(Box::new(Arc::clone(&collector))));
-        let conductor = Conductor::new(inboxes.clone());
-        let observer = observer(&metrics, &inboxes, &conductor);
+        let mut metrics = Metrics::new(Box::new(Arc::clone(&collector)));
         let proxy_id = proxy_id(&config.server.name);
         let redis = config.registry.as_ref().map(|settings| {
             let identity =
                 Identity { proxy: Arc::clone(&proxy_id), name: config.server.name.clone() };
-            Arc::new(Redis::new(settings.clone(), identity, metrics.registered.clone()))
+            Arc::new(Redis::new(settings.clone(), identity))
         });
+        if let Some(redis) = &redis {
+            metrics.register_registry(redis.counts());
+        }
+        let metrics = Arc::new(metrics);
+        let conductor = Conductor::new(inboxes.clone());
+        let observer = observer(&metrics, &inboxes, &conductor);
         let registry: Arc<dyn Registry> = match &redis {
             Some(redis) => Arc::<Redis>::clone(redis),
             None => Arc::<Memory>::default(),
@@ -326,7 +332,8 @@ impl Server {
             0
         });
         if let Some(registry) = self.registry.take() {
-            registry.end(over.saturating_duration_since(Instant::now()).min(LAST_WORDS)).await;
+            let left = over.saturating_duration_since(Instant::now());
+            registry.end(left.clamp(FEWEST_WORDS, LAST_WORDS)).await;
         }
         self.admin = None;
         self.watched.clear();

@@ -331,9 +331,11 @@ impl Drop for Entry {
 #[cfg(test)]
 mod tests {
     use std::net::IpAddr;
+    use std::sync::Mutex;
 
     use super::super::connection::Names;
     use super::*;
+    use crate::registry::Shadow;
     use crate::registry::memory::Memory;
 
     fn enter(table: &Rc<Table>, pool: &str, key: Option<&str>) -> Entry {
@@ -363,6 +365,62 @@ mod tests {
         assert!(of_key(&table, "q", "l", None).is_empty());
         drop(entries);
         assert!(of_key(&table, "p", "k", None).is_empty());
+    }
+
+    /// Hears what is told of connections.
+    #[derive(Debug, Default)]
+    struct Ear(Mutex<Vec<String>>);
+
+    impl Registry for Ear {
+        fn enter(&self, _group: Group) {}
+
+        fn leave(&self, _group: &Group) {}
+
+        fn rooms(&self) -> (usize, usize) {
+            (0, 0)
+        }
+
+        fn shadow(&self) -> Option<&dyn Shadow> {
+            Some(self)
+        }
+    }
+
+    impl Shadow for Ear {
+        fn put(&self, id: Box<str>, record: Record, change: Change) {
+            self.0.lock().unwrap().push(format!("{id} {change:?} {:?}", record.rooms));
+        }
+
+        fn remove(&self, id: Box<str>, record: Record) {
+            self.0.lock().unwrap().push(format!("{id} ended {:?}", record.rooms));
+        }
+    }
+
+    #[test]
+    fn each_change_of_an_open_connection_is_told_once() {
+        let ear = Arc::<Ear>::default();
+        let table = Rc::new(Table::new(0, Arc::<Ear>::clone(&ear)));
+        let (one, never_open) = (enter(&table, "p", None), enter(&table, "p", None));
+        let room = |name| Room::new(name).unwrap();
+        assert_eq!(one.join([room("a")]), 0);
+        assert!(ear.0.lock().unwrap().is_empty(), "it is not open yet");
+        one.opened("b1".into());
+        for name in ["b", "a", "b"] {
+            table.join(one.connection(), room(name)).unwrap();
+        }
+        for name in ["a", "a", "c"] {
+            table.leave(one.connection(), &room(name));
+        }
+        one.opened("b2".into());
+        let id = one.connection().serial.to_string();
+        drop((one, never_open));
+        let told = [
+            "Opened [\"a\"]",
+            "Joined(\"b\") [\"a\", \"b\"]",
+            "Left(\"a\") [\"b\"]",
+            "Moved [\"b\"]",
+            "ended [\"b\"]",
+        ];
+        assert_eq!(*ear.0.lock().unwrap(), told.map(|told| format!("{id} {told}")));
     }
 
     #[test]

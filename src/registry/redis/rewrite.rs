@@ -55,10 +55,9 @@ async fn what_is_there(common: &Common, ledger: &Ledger) -> Result<HashSet<Box<s
         let mut cursor = 0;
         loop {
             let (next, rows) = sweep::scan(&common.link, &key, cursor).await?;
-            ledger.note(|pending| {
-                let records = rows.iter().filter_map(|(_, json)| record::decode(json));
-                records.flat_map(|record| record.rooms).for_each(|room| pending.suspect(&room));
-            });
+            let records = rows.iter().filter_map(|(_, json)| record::decode(json));
+            let rooms: HashSet<_> = records.flat_map(|record| record.rooms).collect();
+            ledger.note(|pending| rooms.iter().for_each(|room| pending.suspect(room)));
             let rests = rows.iter().filter_map(|(id, _)| sweep::rest(id, &common.identity.proxy));
             there.extend(rests.map(Box::from));
             ledger.flush(common).await?;

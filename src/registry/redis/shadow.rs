@@ -16,8 +16,7 @@ use tracing::warn;
 use super::super::{Change, Peer, Record, Shadow, Truth, Unavailable};
 use super::pending::{Batch, Pending};
 use super::steps::Steps;
-use super::{Common, presence, rewrite};
-use crate::observe::metrics::RegistryCounts;
+use super::{Common, Counts, presence, rewrite};
 use crate::observe::rate::{Allowed, allowed};
 
 /// For so long changes are gathered before they are written.
@@ -33,7 +32,7 @@ pub(super) struct Ledger {
     /// Whether the proxy's own hash stands: nothing is written for a proxy that others take for dead.
     announced: watch::Sender<bool>,
     peers: Mutex<Vec<Peer>>,
-    counts: RegistryCounts,
+    counts: Counts,
 }
 
 #[derive(Default)]
@@ -45,7 +44,7 @@ struct Noted {
 
 impl Ledger {
     /// An empty one that counts there.
-    pub(super) fn new(counts: RegistryCounts) -> Self {
+    pub(super) fn new(counts: Counts) -> Self {
         Self {
             noted: Mutex::default(),
             wake: Notify::new(),
@@ -89,7 +88,7 @@ impl Ledger {
     }
 
     /// What it counts.
-    pub(super) fn counts(&self) -> &RegistryCounts {
+    pub(super) fn counts(&self) -> &Counts {
         &self.counts
     }
 

@@ -69,10 +69,12 @@ async fn look(common: &Common, ledger: &Ledger, truth: &dyn Truth) -> Result<(),
         if fields.is_empty() { dead.push(proxy) } else { peers.push(peer(proxy, fields)) }
     }
     ledger.set_peers(peers);
+    let mut all_swept = Ok(());
     for proxy in dead {
-        sweep(common, ledger, truth, &proxy).await?;
+        // One that can't be removed must not keep the others.
+        all_swept = sweep(common, ledger, truth, &proxy).await.and(all_swept);
     }
-    Ok(())
+    all_swept
 }
 
 fn peer(proxy: String, mut fields: HashMap<String, String>) -> Peer {
@@ -217,18 +219,19 @@ async fn clear_placed(
             return Ok(false);
         }
         let (next, rows) = scan(&common.link, &name, cursor).await?;
-        for (field, _) in rows {
-            let Some((key, of)) =
-                std::str::from_utf8(&field).ok().and_then(|it| it.rsplit_once('@'))
-            else {
-                continue;
-            };
-            if of != proxy {
-                continue;
-            }
-            carry_out(&common.link, vec![command("HDEL", name.clone(), &field)]).await?;
-            let change = serde_json::json!({ "key": key, "proxy": proxy, "backend": null });
-            common.link.publish(&name, change.to_string().as_bytes()).await?;
+        let fields = rows.iter().filter_map(|(field, _)| {
+            let (key, of) = std::str::from_utf8(field).ok()?.rsplit_once('@')?;
+            (of == proxy).then_some((field, key))
+        });
+        let (fields, keys): (Vec<&Vec<u8>>, Vec<&str>) = fields.unzip();
+        if !fields.is_empty() {
+            let forget = command("HDEL", name.clone(), fields);
+            carry_out(&common.link, vec![forget]).await?;
+            let nowhere =
+                |key: &&str| serde_json::json!({ "key": key, "proxy": proxy, "backend": null });
+            let changes: Vec<_> = keys.iter().map(nowhere).collect();
+            let changes = serde_json::Value::from(changes).to_string();
+            common.link.publish(&name, changes.as_bytes()).await?;
         }
         cursor = next;
         if cursor == 0 {
