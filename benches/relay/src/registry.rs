@@ -7,4 +7,4 @@ mod interface;
 #[path = "../../../src/registry/memory.rs"]
 pub(crate) mod memory;
 
-pub(crate) use self::interface::{Group, Record, Registry};
+pub(crate) use self::interface::{Change, Group, Record, Registry};
