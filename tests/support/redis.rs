@@ -199,17 +199,29 @@ impl Client {
     }
 
     pub fn ask(&mut self, words: &[&str]) -> Answer {
-        let mut command = format!("*{}\r\n", words.len());
+        let words: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
+        self.ask_bytes(&words)
+    }
+
+    fn ask_bytes(&mut self, words: &[&[u8]]) -> Answer {
+        let mut command = format!("*{}\r\n", words.len()).into_bytes();
         for word in words {
-            command += &format!("${}\r\n{word}\r\n", word.len());
+            command.extend(format!("${}\r\n", word.len()).into_bytes());
+            command.extend_from_slice(word);
+            command.extend(b"\r\n");
         }
-        self.0.get_mut().write_all(command.as_bytes()).unwrap();
+        self.0.get_mut().write_all(&command).unwrap();
         self.answer()
     }
 
     /// Publishes; tells how many subscribers have it.
     pub fn publish(&mut self, channel: &str, message: &str) -> i64 {
         self.ask(&["PUBLISH", channel, message]).number()
+    }
+
+    /// Publishes what need not be text.
+    pub fn publish_bytes(&mut self, channel: &str, message: &[u8]) -> i64 {
+        self.ask_bytes(&[b"PUBLISH", channel.as_bytes(), message]).number()
     }
 
     /// How many have subscribed the channel.
