@@ -234,9 +234,14 @@ pub trait Others: Send + Sync {
     fn drain(&self, pool: &str, backend: &str, wanted: bool) -> Boxed<'_, Result<(), Unavailable>>;
     /// Tells others where a key is; `None`: nowhere, or where they look for it anyway. Does not wait.
     fn placed(&self, pool: &str, key: &str, backend: Option<&str>);
-    /// The backend that issued a session's id to a client of any proxy.
-    fn session(&self, pool: &str, id: &str) -> Boxed<'_, Result<Option<String>, Unavailable>>;
-    /// Remembers the backend of a session for so long.
+    /// The backend that issued a session's id to a client of any proxy, and how long that is remembered
+    /// from now on. Waits for half a second at most.
+    fn session(
+        &self,
+        pool: &str,
+        id: &str,
+    ) -> Boxed<'_, Result<Option<(String, Duration)>, Unavailable>>;
+    /// Remembers the backend of a session for so long. Waits no longer for it than a handshake may.
     fn keep_session(
         &self,
         pool: &str,

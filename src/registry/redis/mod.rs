@@ -189,7 +189,11 @@ impl Others for Redis {
         self.placed.tell(pool, key, backend);
     }
 
-    fn session(&self, pool: &str, id: &str) -> Boxed<'_, Result<Option<String>, Unavailable>> {
+    fn session(
+        &self,
+        pool: &str,
+        id: &str,
+    ) -> Boxed<'_, Result<Option<(String, Duration)>, Unavailable>> {
         let name = self.common.names.session(pool, id);
         Box::pin(async move { sessions::find(&self.common, &name).await })
     }

@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime};
 use redis::{Cmd, Value};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::debug;
 
 use super::super::names::Told;
@@ -37,6 +37,8 @@ const READ_PLACED: Duration = Duration::from_secs(30);
 const READ_DRAINS: Duration = Duration::from_secs(10);
 /// How long is waited after a failure that left the connection as it is.
 const PAUSE: Duration = Duration::from_millis(500);
+/// How long an operator waits for a drain to be written down.
+const WRITE_WISH: Duration = Duration::from_secs(2);
 /// Fields that Redis is asked for at a time.
 const PAGE: usize = 1000;
 
@@ -184,7 +186,8 @@ impl Placed {
     ) -> Result<(), Unavailable> {
         let which = (pool.to_owned(), backend.to_owned());
         self.wishes().insert(which.clone(), wanted);
-        write_wish(common, pool, backend, wanted).await?;
+        let written = timeout(WRITE_WISH, write_wish(common, pool, backend, wanted)).await;
+        written.map_err(|_| Unavailable::NoAnswer("in time".to_owned()))??;
         let mut wishes = self.wishes();
         if wishes.get(&which) == Some(&wanted) {
             wishes.remove(&which);
