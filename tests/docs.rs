@@ -335,7 +335,7 @@ fn without_ports(text: &str) -> String {
     all
 }
 
-const CLOSE_REASONS: [CloseReason; 18] = [
+const CLOSE_REASONS: [CloseReason; 19] = [
     CloseReason::ClientClosed(None),
     CloseReason::ClientEnded,
     CloseReason::ClientReset,

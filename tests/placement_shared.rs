@@ -21,12 +21,13 @@ use support::{Proxy, RedisServer, config, connect, eventually, within};
 /// So long a key may be on two backends.
 const TOLERANCE: Duration = Duration::from_secs(2);
 
-const CHECKED: [(&str, &str); 5] = [
+const CHECKED: [(&str, &str); 6] = [
     ("health", "kind = \"http\""),
     ("health", "path = \"/health\""),
     ("health", "interval = \"50ms\""),
     ("health", "fall = 2"),
     ("health", "rise = 2"),
+    ("health", "lost_after = \"200ms\""),
 ];
 const UNCHECKED: [(&str, &str); 1] = [("health", "kind = \"off\"")];
 
@@ -79,7 +80,7 @@ fn a_key_away_from_home_is_followed_by_the_other_proxy_and_forgotten_when_it_is_
     let redis = RedisServer::start();
     let backends = ["a", "b"].map(Named::start);
     backends[0].set_healthy(false);
-    // This one sees that the home is out of service, and the other does not.
+    // This one sees that the home is out of service, and then lost, and the other does not.
     let sees = Proxy::start(&shared(&backends, &redis, &CHECKED));
     let sees_not = Proxy::start(&shared(&backends, &redis, &UNCHECKED));
     wait_for_state(&sees, "a", "out_of_service");
@@ -145,6 +146,15 @@ fn of_two_places_the_first_on_the_ring_wins_once_proxies_hear_of_each_other() {
     drop((winner, mover));
 }
 
+/// Ends the storm, also where an expectation fails in it.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 /// A client of a storm: joins, stays a while, goes. Refusals and losses are part of it.
 fn come_and_go(proxy: &Proxy, room: &str, stay: Duration) -> Option<()> {
     let mut stream = connect(proxy.address);
@@ -169,6 +179,7 @@ fn one_key_is_never_on_two_backends_while_one_dies_and_returns() {
     let rooms: Vec<String> = rooms_of(&["a", "b", "c"], "a").take(8).collect();
     let (over, joined) = (AtomicBool::new(false), AtomicUsize::new(0));
     let worst = std::thread::scope(|scope| {
+        let stop = Stop(&over);
         for number in 0..8_usize {
             let (proxy, rooms, over, joined) = (&proxies[number % 2], &rooms, &over, &joined);
             scope.spawn(move || {
@@ -202,7 +213,7 @@ fn one_key_is_never_on_two_backends_while_one_dies_and_returns() {
                 (joined.load(Ordering::SeqCst) > before + 60).then_some(())
             });
         }
-        over.store(true, Ordering::SeqCst);
+        drop(stop);
         watch.join().unwrap()
     });
     assert!(worst <= TOLERANCE, "a key was on two backends for {worst:?}");
