@@ -235,7 +235,7 @@ impl Fleet {
 
     /// Whether the proxy serves and is not about to stop.
     pub(crate) fn is_ready(&self) -> bool {
-        self.ready.load(Ordering::Acquire)
+        self.ready.load(Ordering::Acquire) && !self.shared.registry.is_missed()
     }
 
     /// How many workers there are.

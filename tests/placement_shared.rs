@@ -21,13 +21,12 @@ use support::{Proxy, RedisServer, config, connect, eventually, within};
 /// So long a key may be on two backends.
 const TOLERANCE: Duration = Duration::from_secs(2);
 
-const CHECKED: [(&str, &str); 6] = [
+const CHECKED: [(&str, &str); 5] = [
     ("health", "kind = \"http\""),
     ("health", "path = \"/health\""),
     ("health", "interval = \"50ms\""),
     ("health", "fall = 2"),
     ("health", "rise = 2"),
-    ("health", "lost_after = \"200ms\""),
 ];
 const UNCHECKED: [(&str, &str); 1] = [("health", "kind = \"off\"")];
 
@@ -80,7 +79,7 @@ fn a_key_away_from_home_is_followed_by_the_other_proxy_and_forgotten_when_it_is_
     let redis = RedisServer::start();
     let backends = ["a", "b"].map(Named::start);
     backends[0].set_healthy(false);
-    // This one sees that the home is out of service, and then lost, and the other does not.
+    // This one sees that the home is out of service, and the other does not.
     let sees = Proxy::start(&shared(&backends, &redis, &CHECKED));
     let sees_not = Proxy::start(&shared(&backends, &redis, &UNCHECKED));
     wait_for_state(&sees, "a", "out_of_service");
@@ -174,7 +173,8 @@ fn come_and_go(proxy: &Proxy, room: &str, stay: Duration) -> Option<()> {
 fn one_key_is_never_on_two_backends_while_one_dies_and_returns() {
     let redis = RedisServer::start();
     let backends = ["a", "b", "c"].map(Named::start);
-    let settings = shared(&backends, &redis, &CHECKED);
+    let lost_after = [("health", "lost_after = \"200ms\"")];
+    let settings = shared(&backends, &redis, &[&CHECKED[..], &lost_after].concat());
     let proxies = [(); 2].map(|()| Proxy::start(&settings));
     let rooms: Vec<String> = rooms_of(&["a", "b", "c"], "a").take(8).collect();
     let (over, joined) = (AtomicBool::new(false), AtomicUsize::new(0));

@@ -24,6 +24,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+use crate::registry::redis::Counts;
 use crate::ws::close::CloseReason;
 use crate::ws::driver::RelayCounts;
 use crate::ws::relay::Direction;
@@ -326,6 +327,41 @@ impl Metrics {
             "build",
             "The running version",
             Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]),
+        );
+    }
+
+    /// Shows what is counted of a registry that is shared.
+    pub fn register_registry(&mut self, counts: &Counts) {
+        let registry = &mut self.registry;
+        registry.register(
+            "registry_up",
+            "Whether the registry answers and messages arrive by it",
+            counts.up.clone(),
+        );
+        registry.register(
+            "registry_outages",
+            "How many times the registry was lost",
+            counts.outages.clone(),
+        );
+        registry.register(
+            "registry_waits",
+            "Handshakes that came before their subscriptions stood, by what became of the wait",
+            counts.waits.clone(),
+        );
+        registry.register(
+            "registry_messages",
+            "Messages that came by the registry",
+            counts.messages.clone(),
+        );
+        registry.register(
+            "registry_dropped_messages",
+            "Messages that came by the registry and were not handed on",
+            counts.dropped.clone(),
+        );
+        registry.register(
+            "registry_subscriptions",
+            "Keys and rooms whose subscription stands",
+            counts.subscriptions.clone(),
         );
     }
 

@@ -200,6 +200,12 @@ pub trait Registry: fmt::Debug + Send + Sync {
         State::Own
     }
 
+    /// Whether the proxy is not to get new connections, because it must not be without its registry and
+    /// has been for some time.
+    fn is_missed(&self) -> bool {
+        false
+    }
+
     /// The asking half, where other proxies can be asked.
     fn fleet(&self) -> Option<&dyn Others> {
         None
@@ -249,4 +255,18 @@ pub trait Others: Send + Sync {
         backend: &str,
         life: Duration,
     ) -> Boxed<'_, Result<(), Unavailable>>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ring_is_another_only_of_a_pool_that_both_have() {
+        let ring = |pool: &str, ring: &str| (pool.to_owned(), ring.to_owned());
+        let rings = vec![ring("rooms", "1"), ring("chat", "2")];
+        let peer = Peer { proxy: "p".to_owned(), admin: None, rings };
+        assert!(!peer.has_other_ring("rooms", "1") && peer.has_other_ring("chat", "1"));
+        assert!(!peer.has_other_ring("unknown", "1"));
+    }
 }

@@ -75,6 +75,11 @@ impl Names {
         format!("{}:sweep:{proxy}", self.prefix)
     }
 
+    /// A channel on which a proxy hears only itself; the number tells it from others.
+    pub fn probe(&self, proxy: &str, number: u32) -> String {
+        format!("{}:probe:{proxy}:{number}", self.prefix)
+    }
+
     /// The channel on which messages for these arrive.
     pub fn channel(&self, channel: &Channel) -> String {
         let prefix = &self.prefix;

@@ -117,15 +117,19 @@ impl Server {
         let (fleet, busy) = (OnceLock::new(), Arc::<Busy>::default());
         let collector =
             Arc::new(Owners { fleet, loads: Arc::clone(&loads), busy: Arc::clone(&busy) });
-        let metrics = Arc::new(Metrics::new(Box::new(Arc::clone(&collector))));
-        let conductor = Conductor::new(inboxes.clone());
-        let observer = observer(&metrics, &inboxes, &conductor);
+        let mut metrics = Metrics::new(Box::new(Arc::clone(&collector)));
         let proxy_id = proxy_id(&config.server.name);
         let redis = config.registry.as_ref().map(|settings| {
             let identity =
                 Identity { proxy: Arc::clone(&proxy_id), name: config.server.name.clone() };
             Arc::new(Redis::new(settings.clone(), identity))
         });
+        if let Some(redis) = &redis {
+            metrics.register_registry(redis.counts());
+        }
+        let metrics = Arc::new(metrics);
+        let conductor = Conductor::new(inboxes.clone());
+        let observer = observer(&metrics, &inboxes, &conductor);
         let registry: Arc<dyn Registry> = match &redis {
             Some(redis) => Arc::<Redis>::clone(redis),
             None => Arc::<Memory>::default(),

@@ -19,6 +19,7 @@ pub mod in_process;
 pub mod limits;
 pub mod manager;
 pub mod named;
+pub mod redis;
 pub mod scripted;
 pub mod tls;
 pub mod ws;

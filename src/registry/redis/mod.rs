@@ -1,19 +1,24 @@
 //! The registry that proxies share: a Redis, with Sentinels, or a Cluster.
 //!
 //! Nothing that a worker calls waits for Redis; what is asked of it is asked through [`Link`], which
-//! knows whether it is there. The parts: [`link`] has the connection for commands, [`subscriptions`]
-//! the one for messages, and which groups need one; [`shadow`] writes down who owns what, and that the
+//! knows whether it is there. The parts: [`place`] says where it is, [`connect`] opens connections there;
+//! [`link`] has the one for commands, [`subscriptions`] the one for messages, and [`groups`] which groups
+//! need one; [`shadow`] writes down who owns what, and that the
 //! proxy lives; [`sweep`] removes what dead proxies have left; [`ask`] answers for others'
 //! connections; [`placed`] and [`sessions`] share where keys and sessions are, and what is drained.
 //!
 //! All of them run on the control runtime, in [`Redis::run`].
 
 mod ask;
+mod connect;
+mod counts;
+mod groups;
 mod link;
 mod place;
 mod placed;
 mod sessions;
 mod shadow;
+mod slots;
 mod subscriptions;
 mod sweep;
 
@@ -25,6 +30,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
+pub use self::counts::Counts;
 use self::link::Link;
 pub use self::place::{Access, Address, Place, WrongUrl};
 use self::placed::Placed;
@@ -34,6 +40,9 @@ use super::names::Names;
 use super::{
     Boxed, Channel, Event, Group, Others, Owned, Peer, Registry, Shadow, State, Truth, Unavailable,
 };
+
+/// How long a proxy that requires it is ready without it.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// `[registry]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -73,6 +82,7 @@ pub struct Redis {
     subscriptions: Subscriptions,
     ledger: Ledger,
     placed: Placed,
+    counts: Counts,
 }
 
 impl Redis {
@@ -80,11 +90,13 @@ impl Redis {
     pub fn new(settings: Settings, identity: Identity) -> Self {
         let names = Names::new(&settings.prefix);
         let link = Link::new(&settings);
+        let counts = Counts::default();
         Self {
             common: Arc::new(Common { settings, identity, names, link }),
-            subscriptions: Subscriptions::default(),
+            subscriptions: Subscriptions::new(counts.clone()),
             ledger: Ledger::default(),
             placed: Placed::default(),
+            counts,
         }
     }
 
@@ -100,7 +112,7 @@ impl Redis {
         let all = async {
             tokio::join!(
                 common.link.run(),
-                self.subscriptions.run(common, &events),
+                self.subscriptions.run(common, &*truth, &events, &self.placed),
                 self.ledger.run(common, &*truth),
                 sweep::run(common),
                 self.placed.run(common, &*truth, &events),
@@ -110,6 +122,11 @@ impl Redis {
             () = stopped => {}
             () = all => {}
         }
+    }
+
+    /// What is counted of it.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
     }
 
     /// Takes the proxy and all that it owns out of the registry, as far as that is there.
@@ -145,6 +162,10 @@ impl Registry for Redis {
         } else {
             State::Away
         }
+    }
+
+    fn is_missed(&self) -> bool {
+        self.common.settings.required && self.counts.is_away_for(PATIENCE)
     }
 
     fn fleet(&self) -> Option<&dyn Others> {

@@ -125,9 +125,8 @@ impl Placed {
     }
 
     /// Takes what was announced on a channel that is not for messages. Does not wait.
-    #[expect(dead_code, reason = "for the subscriptions")]
-    pub(super) fn heard(&self, told: Told, payload: &[u8]) {
-        if self.heard.try_send((told, payload.into())).is_err() {
+    pub(super) fn heard(&self, told: &Told, payload: &[u8]) {
+        if self.heard.try_send((told.clone(), payload.into())).is_err() {
             self.missed();
         }
     }

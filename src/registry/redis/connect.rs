@@ -1,0 +1,269 @@
+//! One connection to Redis, whatever is there: a server, whichever Sentinels name, or a Cluster.
+//!
+//! A connection is good when it has answered: a server that is loading, wants another login, or is not
+//! the master that the Sentinels said, is none. Each attempt asks the Sentinels anew, so a fail-over is
+//! followed by connecting again.
+
+use std::time::Duration;
+
+use redis::aio::{AsyncPushSender, ConnectionLike, MultiplexedConnection};
+use redis::cluster::ClusterClientBuilder;
+use redis::cluster_async::ClusterConnection;
+use redis::{
+    AsyncConnectionConfig, Cmd, ErrorKind, Pipeline, ProtocolVersion, PushInfo, RedisError,
+    RedisResult, Value,
+};
+use tokio::task::JoinSet;
+
+use super::place::{Access, Address, Place};
+
+/// How long a connection may take, from its first packet to its first answer. Of a Cluster every member
+/// is connected to.
+const CONNECT: Duration = Duration::from_secs(1);
+const CONNECT_CLUSTER: Duration = Duration::from_secs(3);
+/// How long a batch of commands may take.
+pub(super) const ANSWER: Duration = Duration::from_secs(5);
+/// How many times a command is sent again in a Cluster whose slots move.
+const RETRIES: u32 = 3;
+/// How many groups of commands, each for a key of its own, are under way at a time in a Cluster.
+const CONCURRENT: usize = 64;
+
+/// A connection; clones share it.
+#[derive(Clone)]
+pub(super) enum Connection {
+    /// To one server.
+    One(MultiplexedConnection),
+    /// To all members of a Cluster.
+    Cluster(ClusterConnection),
+}
+
+/// What takes messages as they come; must not block.
+pub(super) type Taker = Box<dyn Fn(PushInfo) + Send + Sync>;
+
+impl Connection {
+    /// Connects, and has it answer.
+    pub(super) async fn open(place: &Place, taker: Option<Taker>) -> RedisResult<Self> {
+        let limit = if matches!(place, Place::Cluster(..)) { CONNECT_CLUSTER } else { CONNECT };
+        let opened = async {
+            match place {
+                Place::One(address, access) => one(address, access, taker).await.map(Self::One),
+                Place::Sentinel { sentinels, master, access } => {
+                    let address = master_of(sentinels, master, access).await?;
+                    let connection = one(&address, access, taker).await?;
+                    Ok(Self::One(connection))
+                }
+                Place::Cluster(members, access) => {
+                    cluster(members, access, taker).await.map(Self::Cluster)
+                }
+            }
+        };
+        let mut connection =
+            tokio::time::timeout(limit, opened).await.unwrap_or_else(|_| Err(late()))?;
+        connection.check(place).await?;
+        Ok(connection)
+    }
+
+    /// Has the server answer, within a second.
+    pub(super) async fn check(&mut self, place: &Place) -> RedisResult<()> {
+        let is_master = matches!(place, Place::Sentinel { .. });
+        let command = redis::cmd(if is_master { "ROLE" } else { "PING" });
+        let asked = self.ask(&command);
+        let answer = tokio::time::timeout(CONNECT, asked).await.unwrap_or_else(|_| Err(late()))?;
+        if !is_master {
+            return Ok(());
+        }
+        let role = match &answer {
+            Value::Array(parts) => parts.first(),
+            _ => None,
+        };
+        match role {
+            Some(Value::BulkString(role)) if role == b"master" => Ok(()),
+            _ => Err(failure("the server is no longer the master")),
+        }
+    }
+
+    /// Runs one command; a refusal is an error.
+    pub(super) async fn ask(&mut self, command: &Cmd) -> RedisResult<Value> {
+        let answer = match self {
+            Self::One(connection) => connection.req_packed_command(command).await,
+            Self::Cluster(connection) => connection.req_packed_command(command).await,
+        };
+        answer?.extract_error()
+    }
+
+    /// Runs commands, and gives their answers in the same order; a refused one is an error in its place.
+    /// Those for the same key are run one after the other.
+    pub(super) async fn run_all(&mut self, commands: Vec<Cmd>) -> RedisResult<Vec<Value>> {
+        match self {
+            Self::One(connection) => {
+                let (pipeline, count) = pipelined(commands);
+                connection.req_packed_commands(&pipeline, 0, count).await
+            }
+            Self::Cluster(connection) => by_key(connection, commands).await,
+        }
+    }
+}
+
+fn pipelined(commands: impl IntoIterator<Item = Cmd>) -> (Pipeline, usize) {
+    let mut pipeline = Pipeline::new();
+    let mut count = 0;
+    for command in commands {
+        pipeline.add_command(command);
+        count += 1;
+    }
+    (pipeline, count)
+}
+
+async fn one(
+    address: &Address,
+    access: &Access,
+    taker: Option<Taker>,
+) -> RedisResult<MultiplexedConnection> {
+    let client = redis::Client::open(access.to(address)?)?;
+    let mut config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(CONNECT))
+        .set_response_timeout(Some(ANSWER));
+    if let Some(taker) = taker {
+        config = config.set_push_sender(push_sender(taker));
+    }
+    client.get_multiplexed_async_connection_with_config(&config).await
+}
+
+fn push_sender(taker: Taker) -> impl AsyncPushSender {
+    move |push: PushInfo| {
+        taker(push);
+        Ok::<(), std::convert::Infallible>(())
+    }
+}
+
+async fn cluster(
+    members: &[Address],
+    access: &Access,
+    taker: Option<Taker>,
+) -> RedisResult<ClusterConnection> {
+    let members = members.iter().map(|member| access.to(member));
+    let mut builder = ClusterClientBuilder::new(members.collect::<RedisResult<Vec<_>>>()?)
+        .use_protocol(ProtocolVersion::RESP3)
+        .connection_timeout(CONNECT)
+        .response_timeout(ANSWER)
+        .retries(RETRIES)
+        .min_retry_wait(20)
+        .max_retry_wait(200);
+    if let Some(taker) = taker {
+        builder = builder.push_sender(push_sender(taker));
+    }
+    builder.build()?.get_async_connection().await
+}
+
+/// Asks Sentinels, in their order, who the master is; the first that knows is believed.
+async fn master_of(sentinels: &[Address], master: &str, access: &Access) -> RedisResult<Address> {
+    let mut error = failure("no Sentinel knows the master");
+    // All of them within the time for one connection: the first that answers is the one that counts.
+    let mut asking = JoinSet::new();
+    for sentinel in sentinels {
+        let (sentinel, master, access) = (sentinel.clone(), master.to_owned(), access.clone());
+        asking.spawn(async move { ask_sentinel(&sentinel, &master, &access).await });
+    }
+    while let Some(answer) = asking.join_next().await {
+        match answer {
+            Ok(Ok(address)) => return Ok(address),
+            Ok(Err(failed)) => error = failed,
+            Err(_) => {}
+        }
+    }
+    Err(error)
+}
+
+/// Asks without login first: most Sentinels want none, and refuse one.
+async fn ask_sentinel(sentinel: &Address, master: &str, access: &Access) -> RedisResult<Address> {
+    let with_login = Access { database: 0, ..access.clone() };
+    match ask_logged_in(sentinel, master, &Access::default()).await {
+        Err(error) if error.code() == Some("NOAUTH") && access.password.is_some() => {
+            ask_logged_in(sentinel, master, &with_login).await
+        }
+        answer => answer,
+    }
+}
+
+async fn ask_logged_in(sentinel: &Address, master: &str, access: &Access) -> RedisResult<Address> {
+    let connection = one(sentinel, access, None).await?;
+    let mut command = redis::cmd("SENTINEL");
+    command.arg("GET-MASTER-ADDR-BY-NAME").arg(master);
+    let known: Option<(String, u16)> =
+        redis::from_redis_value(Connection::One(connection).ask(&command).await?)?;
+    let (host, port) = known.ok_or_else(|| failure("the Sentinels know no master of that name"))?;
+    Ok(Address { host, port })
+}
+
+/// Runs commands in a Cluster: those of each key as one pipeline, which goes where the key is and again
+/// if that has moved.
+async fn by_key(connection: &ClusterConnection, commands: Vec<Cmd>) -> RedisResult<Vec<Value>> {
+    let mut answers: Vec<Value> = commands.iter().map(|_| Value::Nil).collect();
+    let mut groups: Vec<(Vec<usize>, Vec<Cmd>)> = Vec::new();
+    let mut of_key: std::collections::HashMap<Vec<u8>, usize> = std::collections::HashMap::new();
+    for (index, command) in commands.into_iter().enumerate() {
+        let group = *of_key.entry(key_of(&command)).or_insert_with(|| {
+            groups.push(Default::default());
+            groups.len() - 1
+        });
+        groups[group].0.push(index);
+        groups[group].1.push(command);
+    }
+    let mut running = JoinSet::new();
+    let mut groups = groups.into_iter();
+    loop {
+        while running.len() < CONCURRENT
+            && let Some((indices, commands)) = groups.next()
+        {
+            let mut connection = connection.clone();
+            running.spawn(async move {
+                let (pipeline, count) = pipelined(commands);
+                connection.req_packed_commands(&pipeline, 0, count).await.map(|of| (indices, of))
+            });
+        }
+        let Some(ended) = running.join_next().await else { return Ok(answers) };
+        let (indices, of_group) = ended.map_err(|_| failure("a batch of commands panicked"))??;
+        for (index, answer) in indices.into_iter().zip(of_group) {
+            answers[index] = answer;
+        }
+    }
+}
+
+/// The key of a command that has one; what has none is alike, and nothing.
+fn key_of(command: &Cmd) -> Vec<u8> {
+    let mut words = command.args_iter().map(|word| match word {
+        redis::Arg::Simple(word) => word.to_vec(),
+        _ => Vec::new(),
+    });
+    let name = words.next().unwrap_or_default();
+    let is_script = name.eq_ignore_ascii_case(b"EVAL") || name.eq_ignore_ascii_case(b"EVALSHA");
+    words.nth(if is_script { 2 } else { 0 }).unwrap_or_default()
+}
+
+fn late() -> RedisError {
+    failure("no answer in time")
+}
+
+pub(super) fn failure(what: &'static str) -> RedisError {
+    RedisError::from((ErrorKind::Io, what))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_of_a_command_is_where_it_is_routed_by() {
+        let key = |words: &[&str]| {
+            let mut command = redis::cmd(words[0]);
+            for word in &words[1..] {
+                command.arg(*word);
+            }
+            String::from_utf8(key_of(&command)).unwrap()
+        };
+        assert_eq!(key(&["HSET", "a", "b", "c"]), "a");
+        assert_eq!(key(&["EVAL", "return 1", "1", "a", "b"]), "a");
+        assert_eq!(key(&["evalsha", "0f", "1", "a"]), "a");
+        assert_eq!(key(&["PING"]), "");
+    }
+}

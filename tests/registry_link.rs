@@ -1,0 +1,267 @@
+//! Messages by way of a real Redis: they reach whom they are for on every proxy, just once, and again
+//! when it comes back after whatever became of it.
+
+#![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
+
+mod support;
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use support::http::{get, header, read_head};
+use support::redis::{Answer, Redis, Sentinels, cluster};
+use support::scripted::{Scripted, switching};
+use support::ws::{self, Ws};
+use support::{Proxy, config, eventually, within};
+
+fn proxy(backend: SocketAddr, registry: &str) -> Proxy {
+    let more = [("server", "workers = 2"), ("route", "rooms = [\"lobby\", \"of {key}\"]")];
+    let config = config(&[("a", backend)], &more);
+    let proxy = Proxy::start(&format!("{config}\n[registry]\n{registry}\n"));
+    proxy.wait_for_metric("steadfast_registry_up", &[], 1.0);
+    proxy
+}
+
+fn url(redis: &Redis) -> String {
+    format!("url = \"{}\"", redis.url())
+}
+
+fn text(text: &str) -> String {
+    format!("{{\"text\": \"{text}\"}}")
+}
+
+/// The key's channel.
+fn of_key(key: &str) -> String {
+    format!("steadfast:to:key:pool/{key}")
+}
+
+/// Publishes until so many have it; who has it gets it once.
+fn publish(redis: &Redis, channel: &str, message: &str, proxies: i64) {
+    let mut client = redis.client();
+    eventually("all have subscribed", || (client.subscribers(channel) == proxies).then_some(()));
+    assert_eq!(client.publish(channel, &text(message)), proxies);
+}
+
+#[test]
+fn a_message_reaches_its_audience_on_all_proxies_just_once() {
+    let redis = Redis::start();
+    let (backend, handed) = Scripted::opening();
+    let proxies = [(); 2].map(|()| proxy(backend.address, &url(&redis)));
+    let clients = [("x", 0), ("x", 1), ("y", 1)].map(|(key, index): (&str, usize)| {
+        let client = ws::open(proxies[index].address, &format!("/?room={key}"));
+        let (stream, head) = handed.next();
+        let id = header(&head, "steadfast-connection").unwrap().to_owned();
+        (client, stream, id)
+    });
+    let of = |index: usize| -> &Ws { &clients[index].0 };
+    publish(&redis, &of_key("x"), "key", 2);
+    publish(&redis, "steadfast:to:room:of y", "room", 1);
+    publish(&redis, "steadfast:to:room:lobby", "lobby", 2);
+    publish(&redis, "steadfast:to:all", "all", 2);
+    let id = &clients[2].2;
+    let channel = format!("steadfast:to:proxy:{}", id.split('.').next().unwrap());
+    let message = format!("{{\"text\": \"one\", \"connection\": \"{id}\"}}");
+    assert_eq!(redis.client().publish(&channel, &message), 1);
+    // The order is that of each channel only, so what came is compared as a set.
+    let received = |index: usize, count: usize| {
+        let mut texts: Vec<String> = (0..count).map(|_| of(index).read().text()).collect();
+        texts.sort();
+        texts
+    };
+    assert_eq!(received(0, 3), ["all", "key", "lobby"]);
+    assert_eq!(received(1, 3), ["all", "key", "lobby"]);
+    assert_eq!(received(2, 4), ["all", "lobby", "one", "room"]);
+    // Nothing came twice: what is next is what is sent next.
+    publish(&redis, "steadfast:to:all", "end", 2);
+    (0..3).for_each(|index| of(index).expect_text("end"));
+}
+
+#[test]
+fn what_a_backend_publishes_from_within_the_handshake_misses_nobody() {
+    const CONNECTIONS: usize = 1000;
+    let redis = Redis::start();
+    let client = Mutex::new(redis.client());
+    let backend = Scripted::start(move |mut stream| {
+        let head = read_head(&stream);
+        let path = head.split(' ').nth(1).unwrap();
+        let key = path.split('=').nth(1).unwrap();
+        {
+            let mut client = client.lock().unwrap();
+            assert!(client.publish(&of_key(key), &text("key")) >= 1, "{key}");
+            assert!(client.publish(&format!("steadfast:to:room:of {key}"), &text("room")) >= 1);
+        }
+        stream.write_all(switching("").as_bytes()).unwrap();
+        // Until the client has gone.
+        let _ = std::io::Read::read(&mut stream, &mut [0]);
+    });
+    let proxy = proxy(backend.address, &format!("{}\njoin_wait = \"2s\"", url(&redis)));
+    for round in 0..CONNECTIONS {
+        let client = ws::open(proxy.address, &format!("/?room=k{round}"));
+        let mut texts = [client.read().text(), client.read().text()];
+        texts.sort();
+        assert_eq!(texts, ["key", "room"], "{round}");
+    }
+    assert!(proxy.metric("steadfast_registry_waits_total", &[("outcome", "stood")]) > 0.0);
+}
+
+/// How long it takes from now until what is published reaches the client.
+fn until_delivered(client: &Ws, mut publish: impl FnMut(&str)) -> Duration {
+    let began = Instant::now();
+    client.stream.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+    within(Duration::from_secs(20), "a message arrives", || {
+        publish(&text("again"));
+        client.try_read().is_ok().then_some(())
+    });
+    client.stream.set_read_timeout(Some(support::DEADLINE)).unwrap();
+    began.elapsed()
+}
+
+/// The client's connection and the relay behind it work.
+fn relays(client: &Ws, backend: &std::net::TcpStream) {
+    client.send(ws::TEXT, "up");
+    assert_eq!(ws::read_frame(backend).unwrap().payload, b"up");
+}
+
+#[test]
+fn after_a_kill_and_after_a_stop_delivery_is_back_within_two_seconds() {
+    let mut redis = Redis::start();
+    let (backend, handed) = Scripted::opening();
+    let proxy = proxy(backend.address, &format!("{}\nrequired = true", url(&redis)));
+    let client = ws::open(proxy.address, "/?room=x");
+    let (stream, _) = handed.next();
+    let away = || proxy.wait_for_metric("steadfast_registry_up", &[], 0.0);
+    let back = |redis: &Redis| {
+        let mut publisher = redis.client();
+        let took = until_delivered(&client, |message| {
+            publisher.publish(&of_key("x"), message);
+        });
+        assert!(took < Duration::from_secs(2), "{took:?}");
+    };
+    back(&redis);
+
+    redis.kill();
+    away();
+    relays(&client, &stream);
+    // New clients are served, and not kept waiting.
+    let other = ws::open(proxy.address, "/?room=y");
+    drop((other, handed.next()));
+    assert_eq!(get(proxy.admin, "/readyz").status, 200);
+    within(Duration::from_secs(8), "it is not ready without the registry", || {
+        (get(proxy.admin, "/readyz").status == 503).then_some(())
+    });
+    redis.restart();
+    back(&redis);
+    proxy.wait_for_metric("steadfast_registry_up", &[], 1.0);
+    assert_eq!(get(proxy.admin, "/readyz").status, 200);
+
+    redis.signal("STOP");
+    away();
+    relays(&client, &stream);
+    redis.signal("CONT");
+    back(&redis);
+    assert!(proxy.metric("steadfast_registry_outages_total", &[]) >= 2.0);
+    assert!(proxy.metric("steadfast_registry_waits_total", &[("outcome", "away")]) >= 1.0);
+}
+
+#[test]
+fn a_subscription_is_given_up_some_time_after_the_last_member() {
+    let redis = Redis::start();
+    let (backend, handed) = Scripted::opening();
+    let proxy = proxy(backend.address, &url(&redis));
+    let mut publisher = redis.client();
+    let client = ws::open(proxy.address, "/?room=x");
+    let backend = handed.next();
+    let channel = of_key("x");
+    eventually("it stands", || (publisher.subscribers(&channel) == 1).then_some(()));
+    drop((client, backend));
+    proxy.wait_for_metric("steadfast_rooms", &[], 0.0);
+    let left = Instant::now();
+    within(Duration::from_secs(15), "it is given up", || {
+        (publisher.subscribers(&channel) == 0).then_some(())
+    });
+    assert!(left.elapsed() > Duration::from_secs(8), "{:?}", left.elapsed());
+    proxy.wait_for_metric("steadfast_registry_subscriptions", &[], 0.0);
+}
+
+#[test]
+fn a_message_that_is_too_large_is_dropped_and_counted() {
+    let redis = Redis::start();
+    let (backend, handed) = Scripted::opening();
+    let proxy = proxy(backend.address, &format!("{}\nmax_message = \"1KiB\"", url(&redis)));
+    let client = ws::open(proxy.address, "/?room=x");
+    let _backend = handed.next();
+    publish(&redis, &of_key("x"), &"x".repeat(1100), 1);
+    publish(&redis, &of_key("x"), "small", 1);
+    client.expect_text("small");
+    let dropped = [("reason", "too_large")];
+    proxy.wait_for_metric("steadfast_registry_dropped_messages_total", &dropped, 1.0);
+}
+
+#[test]
+fn a_fail_over_by_sentinels_is_followed() {
+    let mut master = Redis::start();
+    let to_master = ["--replicaof", &format!("127.0.0.1 {}", master.port)];
+    let replica = Redis::start_with(&to_master);
+    let mut asked = master.client();
+    eventually("the replica is in step", || match asked.ask(&["INFO", "replication"]) {
+        Answer::Text(info) => info.contains("state=online").then_some(()),
+        _ => None,
+    });
+    let sentinels = Sentinels::watching(master.port, 1);
+    let mut sentinel = sentinels.client();
+    eventually("the Sentinel knows the replica", || {
+        match sentinel.ask(&["SENTINEL", "REPLICAS", "fleet"]) {
+            Answer::List(list) => (!list.is_empty()).then_some(()),
+            _ => None,
+        }
+    });
+    let (backend, handed) = Scripted::opening();
+    let proxy = proxy(backend.address, &format!("url = \"{}\"", sentinels.url()));
+    let client = ws::open(proxy.address, "/?room=x");
+    let _backend = handed.next();
+    publish(&master, &of_key("x"), "first", 1);
+    client.expect_text("first");
+
+    master.kill();
+    eventually("the replica is the master", || match replica.client().ask(&["ROLE"]) {
+        Answer::List(role) => (role[0] == Answer::text("master")).then_some(()),
+        _ => None,
+    });
+    let mut publisher = replica.client();
+    let took = until_delivered(&client, |message| {
+        publisher.publish(&of_key("x"), message);
+    });
+    // The Sentinel tells of the new master when the fail-over is over, a moment later.
+    assert!(took < Duration::from_secs(8), "{took:?}");
+}
+
+#[test]
+fn in_a_cluster_messages_go_by_shards() {
+    let masters = cluster(3);
+    let members: Vec<String> =
+        masters.iter().map(|master| format!("\"{}\"", master.url())).collect();
+    let registry = format!("cluster = [{}]\njoin_wait = \"2s\"", members.join(", "));
+    let (backend, handed) = Scripted::opening();
+    let proxies = [(); 2].map(|()| proxy(backend.address, &registry));
+    // So many that every shard has some.
+    for round in 0..12 {
+        let key = format!("k{round}");
+        let clients = [0, 1].map(|index: usize| {
+            let client = ws::open(proxies[index].address, &format!("/?room={key}"));
+            (client, handed.next())
+        });
+        let channel = of_key(&key);
+        let message = text(&key);
+        // Only the member that has the slot takes it.
+        let reached = masters.iter().find_map(|master| {
+            match master.client().ask(&["SPUBLISH", &channel, &message]) {
+                Answer::Number(reached) => Some(reached),
+                _ => None,
+            }
+        });
+        assert_eq!(reached, Some(2), "{key}");
+        clients.iter().for_each(|(client, _)| client.expect_text(&key));
+    }
+}

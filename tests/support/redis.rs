@@ -1,0 +1,247 @@
+//! Real Redis servers on loopback, alone, with Sentinels, and as a Cluster; stopped by their pids.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
+use std::time::Duration;
+
+use super::{Process, eventually};
+
+/// A running `redis-server` that keeps nothing on disk but what it was told to.
+pub struct Redis {
+    process: Process,
+    pub port: u16,
+    arguments: Vec<String>,
+    folder: tempfile::TempDir,
+}
+
+impl Redis {
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// One with more options of the command line.
+    pub fn start_with(arguments: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let arguments: Vec<String> =
+            arguments.iter().map(|&argument| argument.to_owned()).collect();
+        // It can't take a free port by itself; another may be quicker to take the one found here.
+        for _ in 0..10 {
+            let port = free_port();
+            if let Some(process) = serve(port, &arguments, folder.path()) {
+                return Self { process, port, arguments, folder };
+            }
+        }
+        panic!("no port for redis-server");
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    pub fn signal(&self, signal: &str) {
+        self.process.signal(signal);
+    }
+
+    /// Kills it.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Starts it again where it was, with nothing in it.
+    pub fn restart(&mut self) {
+        self.process.kill();
+        self.process = eventually("redis-server starts again", || {
+            serve(self.port, &self.arguments, self.folder.path())
+        });
+    }
+
+    pub fn client(&self) -> Client {
+        Client::connect(self.port)
+    }
+}
+
+fn free_port() -> u16 {
+    loop {
+        let free = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = free.local_addr().unwrap().port();
+        // A Cluster takes the port 10,000 above too.
+        if port < 55_000 {
+            return port;
+        }
+    }
+}
+
+/// `None`: it does not serve there.
+fn serve(port: u16, arguments: &[String], folder: &std::path::Path) -> Option<Process> {
+    let mut command = Command::new("redis-server");
+    if let Some(config) = arguments.first().filter(|argument| argument.ends_with(".conf")) {
+        command.arg(folder.join(config));
+    }
+    command.args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--dir"]).arg(folder);
+    if !arguments.iter().any(|argument| argument == "--sentinel") {
+        command.args(["--save", "", "--appendonly", "no"]);
+    }
+    command.args(arguments.iter().filter(|argument| !argument.ends_with(".conf")));
+    let mut process = Process::start("redis-server", &mut command);
+    let serves = eventually("redis-server serves or ends", || {
+        if process.has_exited() {
+            return Some(false);
+        }
+        let answer = Client::try_connect(port).ok()?.ask(&["PING"]);
+        matches!(answer, Answer::Text(_) | Answer::Error(_)).then_some(true)
+    });
+    serves.then_some(process)
+}
+
+/// Sentinels that watch one master by the name `fleet`, and fail it over within a second or two.
+pub struct Sentinels(Vec<Redis>);
+
+impl Sentinels {
+    pub fn watching(master: u16, count: usize) -> Self {
+        let quorum = count / 2 + 1;
+        Self((0..count).map(|_| sentinel(master, quorum)).collect())
+    }
+
+    /// The URL of the master that they watch.
+    pub fn url(&self) -> String {
+        let hosts: Vec<String> =
+            self.0.iter().map(|sentinel| format!("127.0.0.1:{}", sentinel.port)).collect();
+        format!("redis+sentinel://{}/fleet", hosts.join(","))
+    }
+
+    pub fn client(&self) -> Client {
+        self.0[0].client()
+    }
+}
+
+fn sentinel(master: u16, quorum: usize) -> Redis {
+    for _ in 0..10 {
+        let folder = tempfile::tempdir().unwrap();
+        let config = format!(
+            "sentinel monitor fleet 127.0.0.1 {master} {quorum}\n\
+             sentinel down-after-milliseconds fleet 500\n\
+             sentinel failover-timeout fleet 3000\n"
+        );
+        std::fs::write(folder.path().join("sentinel.conf"), config).unwrap();
+        let arguments = vec!["sentinel.conf".to_owned(), "--sentinel".to_owned()];
+        let port = free_port();
+        if let Some(process) = serve(port, &arguments, folder.path()) {
+            return Redis { process, port, arguments, folder };
+        }
+    }
+    panic!("no port for a Sentinel");
+}
+
+/// Masters of a Cluster, with all slots among them in equal parts.
+pub fn cluster(count: u16) -> Vec<Redis> {
+    let options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000"];
+    let masters: Vec<Redis> = (0..count).map(|_| Redis::start_with(&options)).collect();
+    for (index, master) in (0..count).zip(&masters) {
+        let mut client = master.client();
+        let part = 16_384 / count;
+        let end = if index + 1 == count { 16_383 } else { (index + 1) * part - 1 };
+        let (from, to) = ((index * part).to_string(), end.to_string());
+        assert_eq!(client.ask(&["CLUSTER", "ADDSLOTSRANGE", &from, &to]), Answer::text("OK"));
+        let first = masters[0].port.to_string();
+        let epoch = (index + 1).to_string();
+        assert_eq!(client.ask(&["CLUSTER", "SET-CONFIG-EPOCH", &epoch]), Answer::text("OK"));
+        assert_eq!(client.ask(&["CLUSTER", "MEET", "127.0.0.1", &first]), Answer::text("OK"));
+    }
+    for master in &masters {
+        eventually("the Cluster is whole", || {
+            let Answer::Text(info) = master.client().ask(&["CLUSTER", "INFO"]) else { return None };
+            let known = format!("cluster_known_nodes:{count}");
+            (info.contains("cluster_state:ok") && info.contains(&known)).then_some(())
+        });
+    }
+    masters
+}
+
+/// What a Redis answers (RESP2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    Nil,
+    Text(String),
+    Error(String),
+    Number(i64),
+    List(Vec<Answer>),
+}
+
+impl Answer {
+    pub fn text(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+
+    #[track_caller]
+    pub fn number(&self) -> i64 {
+        match self {
+            Self::Number(number) => *number,
+            other => panic!("no number: {other:?}"),
+        }
+    }
+}
+
+/// A connection that asks, and waits for each answer.
+pub struct Client(BufReader<TcpStream>);
+
+impl Client {
+    pub fn connect(port: u16) -> Self {
+        Self::try_connect(port).unwrap()
+    }
+
+    fn try_connect(port: u16) -> std::io::Result<Self> {
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        stream.set_nodelay(true)?;
+        Ok(Self(BufReader::new(stream)))
+    }
+
+    pub fn ask(&mut self, words: &[&str]) -> Answer {
+        let mut command = format!("*{}\r\n", words.len());
+        for word in words {
+            command += &format!("${}\r\n{word}\r\n", word.len());
+        }
+        self.0.get_mut().write_all(command.as_bytes()).unwrap();
+        self.answer()
+    }
+
+    /// Publishes; tells how many subscribers have it.
+    pub fn publish(&mut self, channel: &str, message: &str) -> i64 {
+        self.ask(&["PUBLISH", channel, message]).number()
+    }
+
+    /// How many have subscribed the channel.
+    pub fn subscribers(&mut self, channel: &str) -> i64 {
+        match self.ask(&["PUBSUB", "NUMSUB", channel]) {
+            Answer::List(list) => list[1].number(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn answer(&mut self) -> Answer {
+        let mut line = String::new();
+        self.0.read_line(&mut line).unwrap();
+        let rest = line.get(1..).unwrap_or_default().trim_end();
+        let number = || rest.parse::<i64>().unwrap();
+        match line.as_bytes().first() {
+            Some(b'+') => Answer::text(rest),
+            Some(b'-') => Answer::Error(rest.to_owned()),
+            Some(b':') => Answer::Number(number()),
+            Some(b'$') => {
+                let Ok(length) = usize::try_from(number()) else { return Answer::Nil };
+                let mut text = vec![0; length + 2];
+                self.0.read_exact(&mut text).unwrap();
+                text.truncate(length);
+                Answer::Text(String::from_utf8_lossy(&text).into_owned())
+            }
+            Some(b'*') => {
+                let Ok(count) = usize::try_from(number()) else { return Answer::Nil };
+                Answer::List((0..count).map(|_| self.answer()).collect())
+            }
+            // It has ended, as one that starts up and can't have its port does.
+            _ => Answer::Nil,
+        }
+    }
+}
