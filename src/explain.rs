@@ -297,6 +297,7 @@ fn of_key(found: &KeyFound<'_>, route: &Route, told: &mut Explanation) {
     told.position = Some(format!("{:016x}", ring::position(key.as_bytes())));
     // Before the choice: a placement that ends in between is told as one that was.
     let placed = pool.find(key);
+    let elsewhere = pool.find_elsewhere(key);
     let Ok(mut choice) = pool.lookup(key) else {
         return told.why.push(refused(pool));
     };
@@ -309,6 +310,10 @@ fn of_key(found: &KeyFound<'_>, route: &Route, told: &mut Explanation) {
             told.why.push(format!(
                 "{count} {connections} of this key {have} {backend}: the key stays there"
             ));
+            told.why.extend(pool.home(key).and_then(|home| away(home, &backend)));
+        }
+        None if elsewhere.is_some_and(|elsewhere| elsewhere.id() == backend) => {
+            told.why.push(format!("another proxy has this key at {backend}: it goes there"));
             told.why.extend(pool.home(key).and_then(|home| away(home, &backend)));
         }
         None => told.why.push(why_chosen(pool, key, &backend)),

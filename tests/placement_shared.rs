@@ -94,6 +94,12 @@ fn a_key_away_from_home_is_followed_by_the_other_proxy_and_forgotten_when_it_is_
     within(TOLERANCE, "the other follows", || {
         (get(sees_not.address, &path).text() == "b").then_some(())
     });
+    let explained = sees_not.json(&format!("/v1/route?url=/%3Froom={room}"));
+    assert_eq!(explained["backend"], "b");
+    assert!(
+        explained["why"].to_string().contains("another proxy has this key at b"),
+        "{explained}"
+    );
     let (second, at) = join(&sees_not, &room);
     assert_eq!(at, "b");
     within(TOLERANCE, "both say so", || (placed(&redis).len() == 4).then_some(()));
