@@ -312,3 +312,42 @@ fn a_drain_without_the_registry_holds_here_and_is_made_up_for() {
     eventually("the other hears of it", || drained_by_api(&proxies[1], "a").then_some(()));
     assert!(drained_by_api(&proxies[0], "a"));
 }
+
+#[test]
+fn proxies_with_other_backends_name_each_other() {
+    let redis = RedisServer::start();
+    let backends = ["a", "b", "c"].map(Named::start);
+    let both = shared(&backends[..2], &redis, &UNCHECKED);
+    let (one, two) = (Proxy::start(&both), Proxy::start(&both));
+    let pool = |proxy: &Proxy| proxy.json("/v1/pools")["pools"][0].clone();
+    let id = |proxy: &Proxy| proxy.json("/v1/status")["proxy"].clone();
+    assert_eq!(pool(&one)["ring"], pool(&two)["ring"]);
+    assert_eq!(pool(&one)["rings_differ"], serde_json::json!([]));
+    two.save(&shared(&backends, &redis, &UNCHECKED));
+    let differ = |proxy: &Proxy, other: &Proxy| {
+        let others = serde_json::json!([id(other)]);
+        eventually("it is named", || (pool(proxy)["rings_differ"] == others).then_some(()));
+        proxy.wait_for_metric("steadfast_ring_disagreements", &[("pool", "pool")], 1.0);
+    };
+    differ(&one, &two);
+    differ(&two, &one);
+    assert_ne!(pool(&one)["ring"], pool(&two)["ring"]);
+    one.save(&shared(&backends, &redis, &UNCHECKED));
+    one.wait_for_metric("steadfast_ring_disagreements", &[("pool", "pool")], 0.0);
+}
+
+#[test]
+fn what_redis_has_forgotten_is_written_again() {
+    let redis = RedisServer::start();
+    let backends = ["a", "b"].map(Named::start);
+    backends[0].set_healthy(false);
+    let proxy = Proxy::start(&shared(&backends, &redis, &CHECKED));
+    wait_for_state(&proxy, "a", "out_of_service");
+    let room = rooms_of(&["a", "b"], "a").next().unwrap();
+    let (_member, at) = join(&proxy, &room);
+    assert_eq!(at, "b");
+    eventually("it is told", || (placed(&redis).len() == 2).then_some(()));
+    ask_redis(&redis, &["FLUSHALL"]);
+    assert!(placed(&redis).is_empty());
+    eventually("it is told again", || (placed(&redis).len() == 2).then_some(()));
+}

@@ -363,6 +363,31 @@ impl Metrics {
             "Keys and rooms whose subscription stands",
             counts.subscriptions.clone(),
         );
+        registry.register(
+            "registry_pending",
+            "Connections whose change is to be written to the registry",
+            counts.pending.clone(),
+        );
+        registry.register(
+            "registry_lag_seconds",
+            "How long the oldest change that was written last to the registry had waited",
+            counts.lag.clone(),
+        );
+        registry.register(
+            "registry_writes",
+            "Commands that wrote connections and rooms to the registry",
+            counts.writes.clone(),
+        );
+        registry.register(
+            "registry_rewrites",
+            "Times that the whole table was written to the registry",
+            counts.rewrites.clone(),
+        );
+        registry.register(
+            "registry_swept",
+            "Dead proxies whose entries were removed from the registry",
+            counts.swept.clone(),
+        );
     }
 
     /// The page that Prometheus reads.

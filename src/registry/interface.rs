@@ -56,6 +56,19 @@ pub struct Record {
     pub rooms: Vec<Arc<str>>,
 }
 
+/// How a connection differs from what was told of it last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing was told of it: it is open now.
+    Opened,
+    /// It is at another backend.
+    Moved,
+    /// It is in this room too.
+    Joined(Arc<str>),
+    /// It is no longer in this room.
+    Left(Arc<str>),
+}
+
 /// A connection of any proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owned {
@@ -214,8 +227,9 @@ pub trait Registry: fmt::Debug + Send + Sync {
 
 /// What is written down of connections.
 pub trait Shadow: Send + Sync {
-    /// A connection is open, or is in other rooms than before. `id` is the part behind the dot.
-    fn put(&self, id: Box<str>, record: Record);
+    /// A connection has changed, and is as its record says. `id` is the part behind the dot. Of one
+    /// connection changes are told in their order, each once.
+    fn put(&self, id: Box<str>, record: Record, change: Change);
     /// A connection that was put has ended; `record` is what was put last.
     fn remove(&self, id: Box<str>, record: Record);
 }

@@ -19,6 +19,6 @@ pub mod names;
 pub mod redis;
 
 pub use interface::{
-    Boxed, Channel, Event, Group, Others, Owned, Page, Peer, Record, Registry, Shadow, State,
-    Truth, Unavailable,
+    Boxed, Change, Channel, Event, Group, Others, Owned, Page, Peer, Record, Registry, Shadow,
+    State, Truth, Unavailable,
 };

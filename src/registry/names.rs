@@ -120,6 +120,11 @@ pub fn shard(rest: &str) -> &str {
     rest.get(..2).unwrap_or_default()
 }
 
+/// All shards.
+pub fn shards() -> impl Iterator<Item = String> {
+    (0..64).map(|shard| format!("{shard:02x}"))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -54,8 +54,10 @@ const LATEST: Duration = Duration::from_secs(1);
 /// How long answers of the admin API may take that are under way when all else is over.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
-/// How long it may take to sign off from the registry when all else is over.
+/// How long it may take to sign off from the registry when all else is over, with the grace.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// And at least: those who were cut at its end are still to be taken out.
+const FEWEST_WORDS: Duration = Duration::from_millis(500);
 
 /// So many changes of backends' states are told in a second.
 const CHANGES_TOLD: u32 = 100;
@@ -323,7 +325,8 @@ impl Server {
             0
         });
         if let Some(registry) = self.registry.take() {
-            registry.end(over.saturating_duration_since(Instant::now()).min(LAST_WORDS)).await;
+            let left = over.saturating_duration_since(Instant::now());
+            registry.end(left.clamp(FEWEST_WORDS, LAST_WORDS)).await;
         }
         self.admin = None;
         self.watched.clear();

@@ -89,14 +89,14 @@ impl Rooms {
         Self { members: HashMap::new(), of: HashMap::new(), registry }
     }
 
-    /// Makes a connection a member. One that is already stays it.
+    /// Makes a connection a member. One that is already stays it. Tells whether it was none.
     ///
     /// # Errors
     ///
     /// It is in too many rooms.
-    pub fn join(&mut self, serial: Serial, room: Room) -> Result<(), TooManyRooms> {
+    pub fn join(&mut self, serial: Serial, room: Room) -> Result<bool, TooManyRooms> {
         let own = self.of.entry(serial).or_default();
-        let Err(place) = own.binary_search(&room) else { return Ok(()) };
+        let Err(place) = own.binary_search(&room) else { return Ok(false) };
         if own.len() == MAX_ROOMS {
             return Err(TooManyRooms);
         }
@@ -107,18 +107,19 @@ impl Rooms {
         own.insert(place, room.clone());
         self.registry.enter(room.group());
         self.members.entry(room).or_default().insert(serial);
-        Ok(())
+        Ok(true)
     }
 
-    /// Takes a connection out of a room, if it is in there.
-    pub fn leave(&mut self, serial: Serial, room: &Room) {
-        let Some(own) = self.of.get_mut(&serial) else { return };
-        let Ok(place) = own.binary_search(room) else { return };
+    /// Takes a connection out of a room. Tells whether it was in there.
+    pub fn leave(&mut self, serial: Serial, room: &Room) -> bool {
+        let Some(own) = self.of.get_mut(&serial) else { return false };
+        let Ok(place) = own.binary_search(room) else { return false };
         own.remove(place);
         if own.is_empty() {
             self.of.remove(&serial);
         }
         self.take_out(serial, room);
+        true
     }
 
     /// Takes a connection out of all its rooms.

@@ -17,7 +17,7 @@ use super::clock::{Schedule, Tick, Ticks};
 use super::connection::{Connection, Facts, Serial};
 use super::keys::Keys;
 use super::rooms::{Room, Rooms, TooManyRooms};
-use crate::registry::{Group, Record, Registry};
+use crate::registry::{Change, Group, Record, Registry};
 
 /// The farthest that a connection is scheduled ahead: what dead connections leave in the schedule
 /// is gone after that.
@@ -176,23 +176,26 @@ impl Table {
     ///
     /// It is in too many rooms.
     pub fn join(&self, connection: &Connection, room: Room) -> Result<(), TooManyRooms> {
-        self.rooms.borrow_mut().join(connection.serial, room)?;
-        self.make_known(connection);
+        let name = room.shared();
+        if self.rooms.borrow_mut().join(connection.serial, room)? {
+            self.make_known(connection, Change::Joined(name));
+        }
         Ok(())
     }
 
     /// Takes a connection out of a room, if it is in there.
     pub fn leave(&self, connection: &Connection, room: &Room) {
-        self.rooms.borrow_mut().leave(connection.serial, room);
-        self.make_known(connection);
+        if self.rooms.borrow_mut().leave(connection.serial, room) {
+            self.make_known(connection, Change::Left(room.shared()));
+        }
     }
 
     /// Tells the registry of a connection that is open, as it is now.
-    fn make_known(&self, connection: &Connection) {
+    fn make_known(&self, connection: &Connection, change: Change) {
         if let Some(shadow) = self.registry.shadow()
             && let Some(record) = self.record(connection)
         {
-            shadow.put(connection.serial.to_string().into(), record);
+            shadow.put(connection.serial.to_string().into(), record, change);
         }
     }
 
@@ -283,8 +286,10 @@ impl Entry {
 
     /// Notes the backend that has answered 101: from now on the connection is open for others.
     pub fn opened(&self, backend: Arc<str>) {
+        let was_open = self.connection.backend().is_some();
         self.connection.set_backend(backend);
-        self.table.make_known(&self.connection);
+        let change = if was_open { Change::Moved } else { Change::Opened };
+        self.table.make_known(&self.connection, change);
     }
 
     /// What it can be reached by beside its id.
@@ -326,9 +331,11 @@ impl Drop for Entry {
 #[cfg(test)]
 mod tests {
     use std::net::IpAddr;
+    use std::sync::Mutex;
 
     use super::super::connection::Names;
     use super::*;
+    use crate::registry::Shadow;
     use crate::registry::memory::Memory;
 
     fn enter(table: &Rc<Table>, pool: &str, key: Option<&str>) -> Entry {
@@ -358,6 +365,62 @@ mod tests {
         assert!(of_key(&table, "q", "l", None).is_empty());
         drop(entries);
         assert!(of_key(&table, "p", "k", None).is_empty());
+    }
+
+    /// Hears what is told of connections.
+    #[derive(Debug, Default)]
+    struct Ear(Mutex<Vec<String>>);
+
+    impl Registry for Ear {
+        fn enter(&self, _group: Group) {}
+
+        fn leave(&self, _group: &Group) {}
+
+        fn rooms(&self) -> (usize, usize) {
+            (0, 0)
+        }
+
+        fn shadow(&self) -> Option<&dyn Shadow> {
+            Some(self)
+        }
+    }
+
+    impl Shadow for Ear {
+        fn put(&self, id: Box<str>, record: Record, change: Change) {
+            self.0.lock().unwrap().push(format!("{id} {change:?} {:?}", record.rooms));
+        }
+
+        fn remove(&self, id: Box<str>, record: Record) {
+            self.0.lock().unwrap().push(format!("{id} ended {:?}", record.rooms));
+        }
+    }
+
+    #[test]
+    fn each_change_of_an_open_connection_is_told_once() {
+        let ear = Arc::<Ear>::default();
+        let table = Rc::new(Table::new(0, Arc::<Ear>::clone(&ear)));
+        let (one, never_open) = (enter(&table, "p", None), enter(&table, "p", None));
+        let room = |name| Room::new(name).unwrap();
+        assert_eq!(one.join([room("a")]), 0);
+        assert!(ear.0.lock().unwrap().is_empty(), "it is not open yet");
+        one.opened("b1".into());
+        for name in ["b", "a", "b"] {
+            table.join(one.connection(), room(name)).unwrap();
+        }
+        for name in ["a", "a", "c"] {
+            table.leave(one.connection(), &room(name));
+        }
+        one.opened("b2".into());
+        let id = one.connection().serial.to_string();
+        drop((one, never_open));
+        let told = [
+            "Opened [\"a\"]",
+            "Joined(\"b\") [\"a\", \"b\"]",
+            "Left(\"a\") [\"b\"]",
+            "Moved [\"b\"]",
+            "ended [\"b\"]",
+        ];
+        assert_eq!(*ear.0.lock().unwrap(), told.map(|told| format!("{id} {told}")));
     }
 
     #[test]

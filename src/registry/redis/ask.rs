@@ -1,18 +1,87 @@
-//! Answers for connections of other proxies.
+//! Looks up connections of any proxy.
 
+use std::collections::BTreeSet;
+
+use super::super::names::shard;
 use super::super::{Owned, Unavailable};
-use super::Common;
+use super::steps::{ask, carry_out, command, read};
+use super::{Common, record};
 
-pub(super) async fn owner(_common: &Common, _id: &str) -> Result<Option<Owned>, Unavailable> {
-    Ok(None)
+/// Members of a set that are asked for at a time.
+const PART: usize = 1000;
+/// How often ids that turn out to be nobody's are made up for.
+const ROUNDS: usize = 4;
+
+/// Finds a connection.
+pub(super) async fn owner(common: &Common, id: &str) -> Result<Option<Owned>, Unavailable> {
+    Ok(of_ids(common, [id.to_owned()]).await?.pop())
 }
 
+/// The connections of a key of a pool behind an id, in the order of their ids, at most `limit`.
 pub(super) async fn of_key(
-    _common: &Common,
-    _pool: &str,
-    _key: &str,
-    _after: Option<&str>,
-    _limit: usize,
+    common: &Common,
+    pool: &str,
+    key: &str,
+    after: Option<&str>,
+    limit: usize,
 ) -> Result<Vec<Owned>, Unavailable> {
-    Ok(Vec::new())
+    let name = common.names.key(pool, key);
+    let (mut found, mut after) = (Vec::new(), after.map(str::to_owned));
+    for _ in 0..ROUNDS {
+        let wanted = limit.saturating_sub(found.len());
+        let ids = first_behind(common, &name, after.as_deref(), wanted).await?;
+        let is_last = ids.len() < wanted;
+        after = ids.last().cloned().or(after);
+        found.extend(of_ids(common, ids).await?);
+        if is_last || found.len() >= limit {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+/// The first members of a set behind one, in order, at most `limit`, whatever its size.
+async fn first_behind(
+    common: &Common,
+    name: &str,
+    after: Option<&str>,
+    limit: usize,
+) -> Result<BTreeSet<String>, Unavailable> {
+    let mut first = BTreeSet::new();
+    let mut cursor = 0_u64;
+    loop {
+        let mut scan = command("SSCAN", name.to_owned(), cursor);
+        scan.arg("COUNT").arg(PART);
+        let (next, ids): (u64, Vec<String>) = ask(&common.link, scan).await?;
+        for id in ids.into_iter().filter(|id| after.is_none_or(|after| **id > *after)) {
+            first.insert(id);
+            if first.len() > limit {
+                first.pop_last();
+            }
+        }
+        cursor = next;
+        if cursor == 0 {
+            return Ok(first);
+        }
+    }
+}
+
+/// Those of some ids that are connections.
+async fn of_ids(
+    common: &Common,
+    ids: impl IntoIterator<Item = String>,
+) -> Result<Vec<Owned>, Unavailable> {
+    let known = ids.into_iter().filter_map(|id| {
+        let (proxy, rest) = id.split_once('.')?;
+        let ask = command("HGET", common.names.owns(proxy, shard(rest)), &id);
+        Some((id, ask))
+    });
+    let (ids, asks): (Vec<String>, Vec<_>) = known.unzip();
+    let mut found = Vec::new();
+    for (id, json) in ids.into_iter().zip(carry_out(&common.link, asks).await?) {
+        let json: Option<Vec<u8>> = read(json)?;
+        let record = json.and_then(|json| record::decode(&json));
+        found.extend(record.map(|record| Owned { id, record }));
+    }
+    Ok(found)
 }

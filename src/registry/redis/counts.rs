@@ -1,5 +1,6 @@
 //! What is counted of the registry.
 
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,16 @@ pub struct Counts {
     pub dropped: Family<ReasonLabel, Counter>,
     /// Groups whose subscription stands.
     pub subscriptions: Gauge,
+    /// Connections whose change is to be written.
+    pub pending: Gauge,
+    /// How long the oldest change of the last batch has waited, in seconds.
+    pub lag: Gauge<f64, AtomicU64>,
+    /// Commands that wrote connections and rooms.
+    pub writes: Counter,
+    /// The whole table written anew.
+    pub rewrites: Counter,
+    /// Dead proxies whose entries were removed.
+    pub swept: Counter,
     since: Arc<Mutex<Since>>,
 }
 

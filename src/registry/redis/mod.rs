@@ -3,9 +3,10 @@
 //! Nothing that a worker calls waits for Redis; what is asked of it is asked through [`Link`], which
 //! knows whether it is there. The parts: [`place`] says where it is, [`connect`] opens connections there;
 //! [`link`] has the one for commands, [`subscriptions`] the one for messages, and [`groups`] which groups
-//! need one; [`shadow`] writes down who owns what, and that the
-//! proxy lives; [`sweep`] removes what dead proxies have left; [`ask`] answers for others'
-//! connections; [`placed`] and [`sessions`] share where keys and sessions are, and what is drained.
+//! need one; [`shadow`] writes down who owns what, out of what is [`pending`], and [rewrites](rewrite) it
+//! after a doubt; [`presence`] says that the proxy lives; [`sweep`] removes what dead proxies have left;
+//! [`ask`] answers for others' connections; [`placed`] and [`sessions`] share where keys and sessions
+//! are, and what is drained.
 //!
 //! All of them run on the control runtime, in [`Redis::run`].
 
@@ -14,11 +15,16 @@ mod connect;
 mod counts;
 mod groups;
 mod link;
+mod pending;
 mod place;
 mod placed;
+mod presence;
+mod record;
+mod rewrite;
 mod sessions;
 mod shadow;
 mod slots;
+mod steps;
 mod subscriptions;
 mod sweep;
 
@@ -35,6 +41,7 @@ use self::link::Link;
 pub use self::place::{Access, Address, Place, WrongUrl};
 use self::placed::Placed;
 use self::shadow::Ledger;
+use self::steps::Steps;
 use self::subscriptions::Subscriptions;
 use super::names::Names;
 use super::{
@@ -68,12 +75,40 @@ pub struct Identity {
     pub name: String,
 }
 
+/// How often something is done, and how long it holds.
+#[derive(Clone, Debug)]
+struct Times {
+    /// Until a proxy that says nothing is taken for dead; in whole seconds.
+    life: Duration,
+    /// Between two renewals of its life.
+    renew: Duration,
+    /// Between two looks at the others.
+    look: Duration,
+    /// How long what a dead proxy has left is for one to remove.
+    lock: Duration,
+}
+
+const TIMES: Times = Times {
+    life: Duration::from_secs(15),
+    renew: Duration::from_secs(5),
+    look: Duration::from_secs(10),
+    lock: Duration::from_secs(30),
+};
+
 /// What all parts have in common.
 struct Common {
     settings: Settings,
     identity: Identity,
     names: Names,
     link: Link,
+    times: Times,
+}
+
+impl Common {
+    /// Steps about the connections of this proxy.
+    fn own_steps(&self) -> Steps<'_> {
+        Steps::of(&self.names, &self.identity.proxy)
+    }
 }
 
 /// A shared registry.
@@ -92,9 +127,9 @@ impl Redis {
         let link = Link::new(&settings);
         let counts = Counts::default();
         Self {
-            common: Arc::new(Common { settings, identity, names, link }),
+            common: Arc::new(Common { settings, identity, names, link, times: TIMES }),
             subscriptions: Subscriptions::new(counts.clone()),
-            ledger: Ledger::default(),
+            ledger: Ledger::new(counts.clone()),
             placed: Placed::default(),
             counts,
         }
@@ -113,8 +148,8 @@ impl Redis {
             tokio::join!(
                 common.link.run(),
                 self.subscriptions.run(common, &*truth, &events, &self.placed),
-                self.ledger.run(common, &*truth),
-                sweep::run(common),
+                self.ledger.run(common, &*truth, &self.placed),
+                sweep::run(common, &self.ledger, &*truth),
                 self.placed.run(common, &*truth, &events),
             );
         };
