@@ -7,12 +7,16 @@ mod support;
 
 use std::io::Write as _;
 use std::net::SocketAddr;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use steadfast::registry::redis::{Identity, Place, Redis as Registered, Settings};
+use steadfast::registry::{Boxed, Group, Page, Registry as _, State, Truth};
 use support::http::{get, header, read_head};
-use support::redis::{Answer, Redis, Sentinels, cluster};
+use support::in_process::runtime;
+use support::redis::{Answer, Client, Redis, Sentinels, cluster, free_port};
 use support::scripted::{Scripted, switching};
+use support::tls::Authority;
 use support::ws::{self, Ws};
 use support::{Proxy, config, eventually, within};
 
@@ -264,4 +268,148 @@ fn in_a_cluster_messages_go_by_shards() {
         assert_eq!(reached, Some(2), "{key}");
         clients.iter().for_each(|(client, _)| client.expect_text(&key));
     }
+}
+
+#[test]
+fn a_server_with_a_login_is_reached_by_tls() {
+    let authority = Authority::new();
+    let issued = authority.issue("redis", &["localhost"]);
+    let port = free_port().to_string();
+    let (cert, key, ca) = (issued.cert.to_str(), issued.key.to_str(), authority.file());
+    let redis = Redis::start_with(&[
+        "--tls-port",
+        &port,
+        "--tls-cert-file",
+        cert.unwrap(),
+        "--tls-key-file",
+        key.unwrap(),
+        "--tls-ca-cert-file",
+        ca.to_str().unwrap(),
+        "--tls-auth-clients",
+        "no",
+        "--requirepass",
+        "hu/sh@",
+    ]);
+    let (backend, handed) = Scripted::opening();
+    let config = config(&[("a", backend.address)], &[]);
+    let url = format!("rediss://:hu%2Fsh%40@localhost:{port}/0");
+    let environment = [("SSL_CERT_FILE", ca.to_str().unwrap())];
+    let proxy =
+        Proxy::start_with(&format!("{config}\n[registry]\nurl = \"{url}\"\n"), &environment);
+    proxy.wait_for_metric("steadfast_registry_up", &[], 1.0);
+    let client = ws::open(proxy.address, "/?room=x");
+    let _backend = handed.next();
+    let mut publisher = redis.client();
+    assert_eq!(publisher.ask(&["AUTH", "hu/sh@"]), Answer::text("OK"));
+    until_delivered(&client, |message| {
+        publisher.publish(&of_key("x"), message);
+    });
+    assert!(!proxy.process.output().contains("hu"), "the password is in the log");
+}
+
+#[test]
+fn sentinels_that_want_a_login_get_the_one_of_the_master() {
+    let master = Redis::start_with(&["--requirepass", "hush"]);
+    let login = "requirepass hush\nsentinel auth-pass fleet hush\n";
+    let sentinels = Sentinels::watching_with(master.port, 1, login);
+    let (backend, handed) = Scripted::opening();
+    let port = sentinels.ports()[0];
+    // One of them is not there.
+    let url = format!("redis+sentinel://:hush@127.0.0.1:1,127.0.0.1:{port}/fleet");
+    let proxy = proxy(backend.address, &format!("url = \"{url}\""));
+    let client = ws::open(proxy.address, "/?room=x");
+    let _backend = handed.next();
+    let mut publisher = master.client();
+    assert_eq!(publisher.ask(&["AUTH", "hush"]), Answer::text("OK"));
+    until_delivered(&client, |message| {
+        publisher.publish(&of_key("x"), message);
+    });
+}
+
+/// A proxy without connections.
+struct Nobody;
+
+impl Truth for Nobody {
+    fn page(&self, _cursor: Option<u64>) -> Boxed<'_, Option<Page>> {
+        Box::pin(async { Some(Page::default()) })
+    }
+
+    fn connections(&self) -> usize {
+        0
+    }
+
+    fn rings(&self) -> Vec<(String, String)> {
+        vec![("pool".to_owned(), "0".to_owned())]
+    }
+
+    fn placed(&self, _pool: &str) -> Vec<(Arc<str>, Arc<str>)> {
+        Vec::new()
+    }
+
+    fn admin(&self) -> Option<String> {
+        None
+    }
+}
+
+#[test]
+fn many_groups_are_subscribed_again_within_two_seconds() {
+    const GROUPS: usize = 20_000;
+    let mut redis = Redis::start();
+    let settings = Settings {
+        place: Place::at(&redis.url()).unwrap(),
+        prefix: "many".to_owned(),
+        required: false,
+        join_wait: Duration::from_millis(50),
+        max_message: 1 << 20,
+    };
+    let identity = Identity { proxy: "p".into(), name: "p".to_owned() };
+    let registry = Arc::new(Registered::new(settings, identity));
+    for number in 0..GROUPS {
+        registry.enter(Group::Room(number.to_string().into()));
+    }
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let running = Arc::clone(&registry);
+    let (events, _received) = tokio::sync::mpsc::channel(16);
+    let control = std::thread::spawn(move || {
+        let stopped = async { drop(stopped.await) };
+        runtime().block_on(running.run(Arc::new(Nobody), events, stopped));
+    });
+    let state = |wanted: State| {
+        eventually("its state", || (registry.state() == wanted).then_some(()));
+    };
+    state(State::Up);
+    let all = |redis: &Redis| {
+        for room in [0, GROUPS / 2, GROUPS - 1] {
+            assert_eq!(redis.client().subscribers(&format!("many:to:room:{room}")), 1, "{room}");
+        }
+        for channel in ["many:to:all", "many:to:proxy:p", "many:placed:pool", "many:drain:pool"] {
+            assert_eq!(redis.client().subscribers(channel), 1, "{channel}");
+        }
+    };
+    all(&redis);
+    redis.kill();
+    state(State::Away);
+    redis.restart();
+    let began = Instant::now();
+    state(State::Up);
+    let took = began.elapsed();
+    all(&redis);
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    // What it costs when nothing happens.
+    let commands = |client: &mut Client| match client.ask(&["INFO", "stats"]) {
+        Answer::Text(info) => {
+            let line = info.lines().find_map(|line| line.strip_prefix("total_commands_processed:"));
+            line.unwrap().parse::<u64>().unwrap()
+        }
+        other => panic!("{other:?}"),
+    };
+    let mut client = redis.client();
+    let (before, since) = (commands(&mut client), Instant::now());
+    within(Duration::from_secs(10), "some seconds pass", || {
+        (since.elapsed() > Duration::from_secs(4)).then_some(())
+    });
+    let asked = commands(&mut client) - before;
+    assert!(asked <= 4 * 4, "{asked} commands in 4 s");
+    drop(stop);
+    control.join().unwrap();
 }

@@ -61,7 +61,8 @@ impl Redis {
     }
 }
 
-fn free_port() -> u16 {
+/// A port that nobody has at this moment.
+pub fn free_port() -> u16 {
     loop {
         let free = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = free.local_addr().unwrap().port();
@@ -99,8 +100,17 @@ pub struct Sentinels(Vec<Redis>);
 
 impl Sentinels {
     pub fn watching(master: u16, count: usize) -> Self {
+        Self::watching_with(master, count, "")
+    }
+
+    /// With more lines in their config.
+    pub fn watching_with(master: u16, count: usize, lines: &str) -> Self {
         let quorum = count / 2 + 1;
-        Self((0..count).map(|_| sentinel(master, quorum)).collect())
+        Self((0..count).map(|_| sentinel(master, quorum, lines)).collect())
+    }
+
+    pub fn ports(&self) -> Vec<u16> {
+        self.0.iter().map(|sentinel| sentinel.port).collect()
     }
 
     /// The URL of the master that they watch.
@@ -115,13 +125,13 @@ impl Sentinels {
     }
 }
 
-fn sentinel(master: u16, quorum: usize) -> Redis {
+fn sentinel(master: u16, quorum: usize, lines: &str) -> Redis {
     for _ in 0..10 {
         let folder = tempfile::tempdir().unwrap();
         let config = format!(
             "sentinel monitor fleet 127.0.0.1 {master} {quorum}\n\
              sentinel down-after-milliseconds fleet 500\n\
-             sentinel failover-timeout fleet 3000\n"
+             sentinel failover-timeout fleet 3000\n{lines}"
         );
         std::fs::write(folder.path().join("sentinel.conf"), config).unwrap();
         let arguments = vec!["sentinel.conf".to_owned(), "--sentinel".to_owned()];

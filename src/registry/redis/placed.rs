@@ -14,9 +14,7 @@ impl Placed {
     pub(super) fn tell(&self, _pool: &str, _key: &str, _backend: Option<&str>) {}
 
     /// Takes what was announced on a channel that is not for messages. Does not wait.
-    pub(super) fn heard(&self, told: &Told, payload: &[u8]) {
-        tracing::debug!(?told, bytes = payload.len(), "announced");
-    }
+    pub(super) fn heard(&self, _told: &Told, _payload: &[u8]) {}
 
     /// Has everything read anew, because announcements may have been missed.
     pub(super) fn missed(&self) {}
