@@ -168,6 +168,31 @@ pub fn cluster(count: u16) -> Vec<Redis> {
     masters
 }
 
+/// A replica of one of them, in step with it.
+pub fn cluster_replica(masters: &[Redis], of: usize) -> Redis {
+    let options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000"];
+    let replica = Redis::start_with(&options);
+    let mut client = replica.client();
+    let port = masters[of].port.to_string();
+    assert_eq!(client.ask(&["CLUSTER", "MEET", "127.0.0.1", &port]), Answer::text("OK"));
+    let Answer::Text(id) = masters[of].client().ask(&["CLUSTER", "MYID"]) else { panic!("no id") };
+    eventually("it may be its replica", || {
+        (client.ask(&["CLUSTER", "REPLICATE", &id]) == Answer::text("OK")).then_some(())
+    });
+    eventually("it is in step", || match client.ask(&["INFO", "replication"]) {
+        Answer::Text(info) => info.contains("master_link_status:up").then_some(()),
+        _ => None,
+    });
+    // All of them must know of it, or nobody votes for it.
+    for master in masters {
+        eventually("the masters know it", || match master.client().ask(&["CLUSTER", "NODES"]) {
+            Answer::Text(nodes) => nodes.contains("slave").then_some(()),
+            _ => None,
+        });
+    }
+    replica
+}
+
 /// What a Redis answers (RESP2).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
