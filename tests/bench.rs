@@ -47,6 +47,40 @@ fn the_script_measures_every_figure_that_the_guide_shows() {
 }
 
 #[test]
+fn a_fleet_is_measured_beside_socket_io() {
+    let run = Command::new(root().join("scripts/bench"))
+        .args([
+            "--quick",
+            "--no-build",
+            "--markdown",
+            "--only",
+            "registration",
+            "--only",
+            "fan-out",
+        ])
+        .arg("--binaries")
+        .arg(binary("load").parent().unwrap())
+        .output()
+        .unwrap();
+    let said = String::from_utf8(run.stdout).unwrap();
+    assert!(run.status.success(), "{said}{}", String::from_utf8_lossy(&run.stderr));
+    let measured = table(&said, "| median of 1 round | Steadfast | Socket.IO |");
+    assert!(measured.len() > 12, "{said}");
+    for (figure, cells) in &measured {
+        let of_members = figure.contains("member");
+        assert!(!cells[0].is_empty() && cells[1].is_empty() != of_members, "{figure}: {said}");
+    }
+    let guide = std::fs::read_to_string(root().join("docs/performance.md")).unwrap();
+    let shown = table(&guide, "| median of 3 rounds | Steadfast | Socket.IO |");
+    // A quick run has a smaller crowd.
+    let names = |table: &BTreeMap<String, Vec<String>>| {
+        let names = table.keys().map(|name| name.replace("10,000", "1,000"));
+        names.collect::<Vec<_>>()
+    };
+    assert_eq!(names(&shown), names(&measured), "paste what scripts/bench --markdown prints");
+}
+
+#[test]
 fn what_waits_behind_a_slow_message_counts_as_late_too() {
     const STALL: Duration = Duration::from_millis(600);
     const MESSAGE_BYTES: usize = 70;

@@ -21,7 +21,7 @@ fn visitors_of_the_chat_page() {
     let pids = Value::Object(pids.collect::<Map<_, _>>());
     let url = format!("http://{}/", proxy.address);
     let environment = [("PROXY_URL", url), ("BACKENDS", pids.to_string())];
-    story(&environment, ["tests 9", "pass 9", "skipped 0"]);
+    story(&environment, ["tests 10", "pass 10", "skipped 0"]);
 }
 
 #[test]
@@ -34,7 +34,7 @@ fn visitors_of_the_chat_page_over_tls() {
     let url = format!("https://{}/", proxy.address);
     let flags = "--ignore-certificate-errors".to_owned();
     // What needs a second backend is skipped.
-    story(&[("PROXY_URL", url), ("BROWSER_FLAGS", flags)], ["tests 9", "pass 7", "skipped 2"]);
+    story(&[("PROXY_URL", url), ("BROWSER_FLAGS", flags)], ["tests 10", "pass 8", "skipped 2"]);
 }
 
 fn story(environment: &[(&str, String)], counts: [&str; 3]) {

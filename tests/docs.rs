@@ -335,7 +335,7 @@ fn without_ports(text: &str) -> String {
     all
 }
 
-const CLOSE_REASONS: [CloseReason; 18] = [
+const CLOSE_REASONS: [CloseReason; 19] = [
     CloseReason::ClientClosed(None),
     CloseReason::ClientEnded,
     CloseReason::ClientReset,
@@ -350,6 +350,7 @@ const CLOSE_REASONS: [CloseReason; 18] = [
     CloseReason::MaxAge,
     CloseReason::Shutdown,
     CloseReason::Drained,
+    CloseReason::PlacedElsewhere,
     CloseReason::RouteRemoved,
     CloseReason::ClosedByApi(CloseCode::NORMAL),
     CloseReason::SlowClient,

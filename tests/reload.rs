@@ -366,6 +366,21 @@ fn a_plan_tells_whom_a_reload_would_touch() {
     });
     assert_eq!(plan["changes"][0], removed);
     assert_eq!(plan["changes"][1]["change"], "added");
+    // Whose route and whose backend go: once, where the end is that comes first.
+    let neither = only_a.replace("name = \"all\"", "name = \"new\"");
+    let counts = |plan: &serde_json::Value| {
+        let changes = plan["changes"].as_array().unwrap().clone();
+        let touched = changes.into_iter().filter(|change| !change["fate"].is_null());
+        let touched =
+            touched.map(|mut change| (change["name"].take(), change["connections"].take()));
+        touched.collect::<Vec<_>>()
+    };
+    let (_, plan) = proxy.post("/v1/plan", &neither);
+    assert_eq!(counts(&plan), [(json!("all"), json!(20)), (json!("pool/b"), json!(0))], "{plan}");
+    reload(&proxy, &both.replace("on_removed = \"close\"", "on_removed = \"keep\""));
+    let (_, plan) = proxy.post("/v1/plan", &neither);
+    let kept = [(json!("all"), json!(20 - at_b)), (json!("pool/b"), json!(at_b))];
+    assert_eq!(counts(&plan), kept, "{plan}");
     let (status, answer) = proxy.post("/v1/plan", "[[listener]]\nbind = 7\n");
     assert_eq!(status, 422);
     assert!(answer["errors"][1].as_str().unwrap().starts_with("the plan:2:8: "), "{answer}");
@@ -428,6 +443,9 @@ fn a_backend_that_returns_to_the_config_keeps_what_it_still_has() {
     let at_b: Vec<&Ws> =
         clients.iter().filter(|(_, backend)| backend == "b").map(|(client, _)| client).collect();
     reload(&proxy, &config(&[("a", backends[0].address)], &pool));
+    // With what is at b, but for one that may have gone by now.
+    let placed = proxy.metric("steadfast_placed_keys", &[]);
+    assert!((29.0..=30.0).contains(&placed), "{placed}");
     let closed = || proxy.metric("steadfast_closes_total", &[("reason", "drained")]);
     eventually("the first is closed", || (closed() >= 1.0).then_some(()));
     reload(&proxy, &both);
@@ -612,6 +630,135 @@ fn a_route_that_returns_counts_what_it_still_has() {
     assert_eq!(ws::ask(proxy.address, "/?room=r", &[]).answer.status, 503, "the route is full");
     drop(client);
     eventually("it has ended", || (counts() == (json!(0), json!(0))).then_some(()));
+}
+
+/// Saves a config and has it put in force now.
+#[track_caller]
+fn reload_now(proxy: &Proxy, config: &str) {
+    proxy.save(config);
+    let (status, answer) = proxy.post("/v1/reload", "");
+    assert_eq!(status, 200, "{answer}");
+}
+
+fn page(proxy: &Proxy) -> String {
+    get(proxy.admin, "/metrics").text()
+}
+
+#[test]
+fn names_that_left_do_not_grow_the_metrics() {
+    let backend = Named::start("a");
+    let stays = config(&[("a", backend.address)], &[]);
+    // A route, a pool and a backend of new names each time.
+    let renamed = |number: usize| {
+        let (id, address) = (format!("build-{number}"), backend.address);
+        format!(
+            "{stays}\n[[route]]\nname = \"{id}\"\npath = \"/other/*\"\npool = \"{id}\"\n\
+             [pool.{id}]\nhealth.kind = \"off\"\n\
+             backends = [{{ id = \"{id}\", address = \"{address}\" }}]\n"
+        )
+    };
+    let proxy = Proxy::start(&renamed(0));
+    // Of the route that stays, and of one that has gone.
+    let visit = |path: &str| {
+        let client = ws::open(proxy.address, path);
+        client.expect_text("a");
+        expect_echo(&client);
+        client.send_close(1000, "");
+        client.expect_close(1000);
+    };
+    visit("/?room=r");
+    visit("/other/");
+    let all = [("route", "all")];
+    let ended = || proxy.metric("steadfast_closes_total", &[]);
+    eventually("both have ended", || (ended() == 2.0).then_some(()));
+    let counted = [
+        ("steadfast_messages_total", 3.0),
+        ("steadfast_connections_opened_total", 1.0),
+        ("steadfast_closes_total", 1.0),
+        ("steadfast_requests_total", 1.0),
+        ("steadfast_handshake_duration_seconds_count", 1.0),
+    ];
+    let before = page(&proxy).len();
+    for number in 1..=300 {
+        reload_now(&proxy, &renamed(number));
+        if number % 20 == 0 {
+            visit("/other/");
+        }
+    }
+    let text = page(&proxy);
+    assert!(text.len() < before + 2000, "{before} bytes became {}: {text}", text.len());
+    assert!(text.contains("route=\"build-300\"") && !text.contains("\"build-200\""), "{text}");
+    for (name, count) in counted {
+        assert_eq!(proxy.metric(name, &all), count, "{name}");
+    }
+}
+
+#[test]
+fn a_name_counts_while_it_has_a_connection_and_anew_when_it_returns() {
+    let backend = Named::start("a");
+    let with = config(&[("a", backend.address)], &[("route", "on_removed = \"keep\"")]);
+    let without = with.replace("name = \"all\"", "name = \"other\"");
+    let proxy = Proxy::start(&with);
+    let all = [("route", "all")];
+    // Counted once it is written, of which the client may know sooner.
+    let wait_for_messages = |count| proxy.wait_for_metric("steadfast_messages_total", &all, count);
+    let client = ws::open(proxy.address, "/?room=r");
+    client.expect_text("a");
+    for (number, config) in [&without, &with, &without].into_iter().enumerate() {
+        reload_now(&proxy, config);
+        expect_echo(&client);
+        assert_eq!(proxy.metric("steadfast_connections", &all), 1.0);
+        // The greeting, and to and fro each time.
+        wait_for_messages(3.0 + 2.0 * number as f64);
+    }
+    drop(client);
+    proxy.wait_for_metric("steadfast_connections", &all, 0.0);
+    eventually("it has ended", || (proxy.json("/v1/status")["connections"] == 0).then_some(()));
+    assert!(page(&proxy).contains("route=\"all\""));
+    reload_now(&proxy, &without.replace("keep", "close"));
+    assert!(!page(&proxy).contains("route=\"all\""), "{}", page(&proxy));
+    reload_now(&proxy, &with);
+    let client = ws::open(proxy.address, "/?room=r");
+    client.expect_text("a");
+    expect_echo(&client);
+    wait_for_messages(3.0);
+    assert_eq!(proxy.metric("steadfast_connections_opened_total", &all), 1.0);
+    assert_eq!(proxy.metric("steadfast_requests_total", &[("code", "101"), all[0]]), 1.0);
+}
+
+#[test]
+fn a_listener_that_returns_counts_who_is_still_connected() {
+    let backend = Named::start("a");
+    let without = config(&[("a", backend.address)], &[]);
+    let second = free_address();
+    let with = format!(
+        "{without}\n[[listener]]\nname = \"second\"\nbind = \"{second}\"\n\
+         limits.connections_per_ip = 1\n"
+    );
+    let proxy = Proxy::start(&with);
+    let of_second = [("listener", "second")];
+    let client = ws::open(second, "/?room=r");
+    client.expect_text("a");
+    reload_now(&proxy, &without);
+    expect_echo(&client);
+    // It is shown as long as somebody is connected.
+    assert_eq!(proxy.metric("steadfast_client_connections", &of_second), 1.0);
+    reload_now(&proxy, &with);
+    let mut refused = support::connect(second);
+    assert_eq!(refused.read(&mut [0; 1]).unwrap_or(0), 0, "it is closed at once");
+    drop(client);
+    eventually("there is room again", || {
+        let answer = std::panic::catch_unwind(|| get(second, "/health").status);
+        answer.is_ok_and(|status| status == 200).then_some(())
+    });
+    reload_now(&proxy, &without);
+    eventually("nobody is connected", || {
+        // With another reload, that changes something.
+        let level = |one: &str| without.replace("level = \"debug\"", &format!("level = \"{one}\""));
+        reload_now(&proxy, &level("info"));
+        reload_now(&proxy, &level("debug"));
+        (!page(&proxy).contains("listener=\"second\"")).then_some(())
+    });
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 use support::manager::Manager;
-use support::{Backend, Proxy, config};
+use support::{Backend, Proxy, config, within};
 
 fn monotonic_micros() -> i64 {
     let now = clock_gettime(ClockId::Monotonic);
@@ -108,6 +108,25 @@ fn signs_of_life_come_twice_in_the_time_of_the_watchdog_until_the_end() {
         assert!(told.says("WATCHDOG=1"), "{told}");
     }
     assert!(proxy.process.wait_for_exit().success());
+}
+
+#[test]
+fn a_manager_that_does_not_listen_holds_up_no_stop() {
+    let manager = Manager::at_abstract_name("steadfast-deaf");
+    let backend = Backend::start("a");
+    let times = "shutdown_delay = \"30s\"";
+    let config = config(&[("a", backend.address)], &[("server", times)]);
+    let mut proxy = Proxy::start_with(&config, &[("NOTIFY_SOCKET", manager.name.as_str())]);
+    manager.expect("READY=1");
+    manager.fill();
+    // Well within the time that the manager is given.
+    let soon = Duration::from_secs(1);
+    proxy.process.signal("TERM");
+    within(soon, "not ready", || {
+        (support::http::get(proxy.admin, "/readyz").status == 503).then_some(())
+    });
+    proxy.process.signal("TERM");
+    assert_eq!(proxy.process.wait_for_exit_within(soon).code(), Some(1));
 }
 
 #[test]

@@ -6,7 +6,9 @@
 //!
 //! Rooms live in the memory of this process, as they do in many a real room server. That works as
 //! long as everybody who asks for a room is sent to the same process, which is what a proxy that
-//! goes by a key is for; with one that doesn't, two people in one room can't hear each other.
+//! goes by a key is for; with one that doesn't, two people in one room can't hear each other. Or
+//! they are told what a room hears by the proxies that they came through: [`Publish`] says where
+//! a message has to be sent for that, and `publish` sends it there.
 //!
 //! Several [`Demo`]s fit in one process: nothing here is global, each has its own id, rooms and
 //! end. What a slow or hostile client can make a demo keep is bounded, and the bound stands where
@@ -15,6 +17,7 @@
 mod echo;
 mod page;
 mod paths;
+mod publish;
 mod rooms;
 mod socket;
 mod stop;
@@ -28,8 +31,11 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
+use crate::publish::Courier;
 use crate::rooms::Rooms;
 use crate::stop::StopSignal;
+
+pub use crate::publish::{Publish, REDIS_PREFIX};
 
 /// What a demo backend is to be.
 #[derive(Debug, Clone)]
@@ -38,6 +44,8 @@ pub struct Options {
     pub listen: SocketAddr,
     /// The name it gives itself: 1 to 64 of `A-Z a-z 0-9 . : _ -`. `None`: its port.
     pub id: Option<String>,
+    /// Where it sends what is said in its rooms.
+    pub publish: Publish,
 }
 
 /// A demo backend that has its listening socket. Clients can connect, and wait for [`serve`].
@@ -48,26 +56,27 @@ pub struct Demo {
     listener: TcpListener,
     address: SocketAddr,
     backend: Arc<Backend>,
+    courier: Option<Courier>,
 }
 
 impl Demo {
-    /// Takes the address.
+    /// Takes the address. What it publishes to, it looks for only when it serves.
     ///
     /// # Errors
     ///
-    /// `InvalidInput` for an id that no config could name; otherwise what the system says to
-    /// `bind`, such as `AddrInUse`.
+    /// `InvalidInput` for an id that no config could name, and for a URL that leads nowhere;
+    /// otherwise what the system says to `bind`, such as `AddrInUse`.
     pub async fn bind(options: Options) -> io::Result<Self> {
         let listener = TcpListener::bind(options.listen).await?;
         let address = listener.local_addr()?;
         let id = options.id.unwrap_or_else(|| address.port().to_string());
         if !is_backend_id(&id) {
-            let rule = "a backend id is 1 to 64 of A-Z a-z 0-9 . : _ -";
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, rule));
+            return Err(invalid("a backend id is 1 to 64 of A-Z a-z 0-9 . : _ -"));
         }
-        let backend =
-            Backend { rooms: Rooms::new(id.clone()), id, stop_signal: StopSignal::default() };
-        Ok(Self { listener, address, backend: Arc::new(backend) })
+        let (publisher, courier) = publish::open(options.publish).map_err(invalid)?.unzip();
+        let rooms = Rooms::new(id.clone(), publisher);
+        let backend = Backend { rooms, id, stop_signal: StopSignal::default() };
+        Ok(Self { listener, address, backend: Arc::new(backend), courier })
     }
 
     /// Tells where it listens, with the port that it got.
@@ -84,8 +93,9 @@ impl Demo {
     ///
     /// Stopping: every request is answered 503, each WebSocket gets a Close 1001 and has two
     /// seconds to answer it. When the last one is gone (so at once, where there is none) no more
-    /// is accepted, and requests under way have one more second. Needs a tokio runtime with time
-    /// and I/O. Dropping the future instead leaves open connections running.
+    /// is accepted, and requests under way and messages to be published have one more second.
+    /// Needs a tokio runtime with time and I/O. Dropping the future instead leaves open connections
+    /// running, which can't publish any more.
     ///
     /// # Errors
     ///
@@ -103,15 +113,32 @@ impl Demo {
         };
         // Small messages go out one by one: an echo must not wait for the client's acknowledgement.
         let listener = self.listener.tap_io(|stream| _ = stream.set_nodelay(true));
-        let serving = axum::serve(listener, paths::router(self.backend))
+        let backend = Arc::clone(&self.backend);
+        let served = axum::serve(listener, paths::router(self.backend))
             .with_graceful_shutdown(stopped)
             .into_future();
+        let serving = async {
+            let result = served.await;
+            backend.rooms.flush().await;
+            result
+        };
+        let publishing = async {
+            if let Some(courier) = self.courier {
+                courier.run().await;
+            }
+            std::future::pending::<io::Result<()>>().await
+        };
         tokio::select! {
             result = serving => result,
             // A client may keep half a request to itself for as long as it likes.
             () = async { _ = closed.await; sleep(stop::REQUESTS_WITHIN).await } => Ok(()),
+            never = publishing => never,
         }
     }
+}
+
+fn invalid(rule: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, rule.into())
 }
 
 /// What all requests of one demo share.

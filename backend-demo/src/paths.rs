@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Query, State, WebSocketUpgrade};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, HeaderName, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde::Deserialize;
@@ -20,8 +20,10 @@ use crate::rooms::{self, Label, Newcomer};
 use crate::socket::sized;
 use crate::stop::Serving;
 
-/// The proxy's name for the connection: opaque, and only passed on.
+/// The proxy's name for the connection.
 const CONNECTION_HEADER: &str = "steadfast-connection";
+/// Tells the proxy which rooms the connection joins; the client never sees it.
+const JOIN_HEADER: HeaderName = HeaderName::from_static("steadfast-join");
 
 pub(crate) fn router(backend: Arc<Backend>) -> Router {
     Router::new()
@@ -67,8 +69,10 @@ async fn rooms(
         Ok(newcomer) => newcomer,
         Err(error) => return (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response(),
     };
-    sized(upgrade, rooms::MESSAGE_BYTES)
-        .on_upgrade(async move |socket| rooms::serve(socket, serving, &backend, newcomer).await)
+    let to_join = backend.rooms.to_join(&newcomer).map(|room| [(JOIN_HEADER, room)]);
+    let upgraded = sized(upgrade, rooms::MESSAGE_BYTES)
+        .on_upgrade(async move |socket| rooms::serve(socket, serving, &backend, newcomer).await);
+    (to_join, upgraded).into_response()
 }
 
 /// Without a room it is the lobby, without a name a guest: a bare URL works too.

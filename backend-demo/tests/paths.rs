@@ -88,18 +88,21 @@ async fn two_members_hear_each_other() {
     ann.json().await;
     let mut bob = demo.connect("/rooms?room=r&name=bob").await;
     bob.json().await;
-    assert_eq!(ann.json().await, json!({"room": "r", "joined": "bob"}));
+    assert_eq!(ann.json().await, json!({"room": "r", "joined": "bob", "backend": "a"}));
 
     bob.send(r#"{"say": "hi"}"#).await;
     for client in [&mut ann, &mut bob] {
-        assert_eq!(client.json().await, json!({"room": "r", "from": "bob", "said": "hi"}));
+        assert_eq!(
+            client.json().await,
+            json!({"room": "r", "from": "bob", "said": "hi", "backend": "a"})
+        );
     }
     bob.send(r#"{"join": "s"}"#).await;
-    assert_eq!(bob.json().await, json!({"room": "s", "joined": "bob"}));
+    assert_eq!(bob.json().await, json!({"room": "s", "joined": "bob", "backend": "a"}));
     bob.send(r#"{"leave": "s"}"#).await;
-    assert_eq!(bob.json().await, json!({"room": "s", "left": "bob"}));
+    assert_eq!(bob.json().await, json!({"room": "s", "left": "bob", "backend": "a"}));
     drop(bob);
-    assert_eq!(ann.json().await, json!({"room": "r", "left": "bob"}));
+    assert_eq!(ann.json().await, json!({"room": "r", "left": "bob", "backend": "a"}));
 }
 
 #[tokio::test]
@@ -139,7 +142,7 @@ async fn a_slow_member_is_closed_and_the_others_go_on() {
 
     let say = json!({"say": "x".repeat(16 << 10)}).to_string();
     let mut heard = json!(null);
-    while heard != json!({"room": "r", "left": "slow"}) {
+    while heard != json!({"room": "r", "left": "slow", "backend": "a"}) {
         // One at a time: `ann` reads what she hears, `slow` reads nothing at all.
         if heard["left"].is_null() {
             ann.send(say.as_str()).await;

@@ -7,7 +7,7 @@ use steadfast::publish::{Action, MAX_MESSAGE_BYTES};
 use steadfast::ws::rooms::MAX_ROOMS;
 
 fuzz_target!(|bytes: &[u8]| {
-    let Ok(envelope) = read(bytes) else { return };
+    let Ok(envelope) = read(bytes, MAX_MESSAGE_BYTES) else { return };
     assert!(envelope.except.len() <= MAX_EXCEPT);
     match envelope.action {
         Action::Send(frame) => assert!(frame.len() <= MAX_MESSAGE_BYTES + 10),

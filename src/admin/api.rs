@@ -11,24 +11,21 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+use tracing::warn;
 
 use super::guard::Guard;
-use super::messages;
 use super::problem::Problem;
+use super::{connections, messages};
 use crate::explain::{self, Door, Explanation, Question};
-use crate::fleet::{self, Fleet, OrderError, Row};
+use crate::fleet::{Fleet, OrderError};
 use crate::observe::access_log::unix_millis;
 use crate::observe::metrics::PageFormat;
 use crate::pool::drain::Drain;
 use crate::pool::{Backend, DrainCause, Pool};
-use crate::server::reload::{Planned, ReloadError};
-use crate::ws::close::{CLOSE_CODES, CLOSE_TEXT_BYTES, CloseCode};
-use crate::ws::connection::Serial;
-use crate::ws::rooms::Room;
+use crate::server::plan::Planned;
+use crate::server::reload::ReloadError;
 
-const DEFAULT_LIMIT: usize = 100;
-const LARGEST_LIMIT: usize = 1000;
 /// Describes the whole API. Written by hand: what a program should know of it is more than types say.
 const DESCRIPTION: &str = include_str!("openapi.json");
 /// The longest config that a plan is made of: as long as a file may be.
@@ -42,13 +39,12 @@ pub(super) fn router(fleet: Arc<Fleet>, guard: Arc<Guard>) -> Router {
         .route("/v1/pools", get(pools))
         .route("/v1/pools/{pool}/backends/{id}/drain", post(drain))
         .route("/v1/pools/{pool}/backends/{id}/undrain", post(undrain))
-        .route("/v1/connections", get(connections))
-        .route("/v1/connections/{id}", get(connection).delete(close))
         .route("/v1/route", get(route))
         .route("/v1/status", get(status))
         .route("/v1/reload", post(reload))
         .route("/v1/plan", post(plan).layer(DefaultBodyLimit::max(CONFIG_BYTES)))
-        .merge(messages::routes())
+        .merge(connections::routes())
+        .merge(messages::routes(fleet.max_message()))
         .layer(middleware::from_fn_with_state(Arc::clone(&guard), authorize));
     Router::new()
         .route("/healthz", get(|| async { "alive\n" }))
@@ -127,6 +123,12 @@ struct PoolView {
     balance: &'static str,
     /// Too few backends are in service: health is ignored.
     panicking: bool,
+    /// The fingerprint of its backends; only with a registry.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ring: Option<String>,
+    /// Other proxies of which that is another, by id; only with a registry.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rings_differ: Option<Vec<String>>,
     backends: Vec<BackendView>,
 }
 
@@ -176,10 +178,11 @@ impl From<Drain> for DrainView {
 
 async fn pools(State(fleet): State<Arc<Fleet>>) -> Json<Pools> {
     let snapshot = fleet.shared.snapshot.load();
-    Json(Pools { pools: snapshot.pools_with_gone().map(|pool| pool_view(pool)).collect() })
+    Json(Pools { pools: snapshot.pools_with_gone().map(|pool| pool_view(&fleet, pool)).collect() })
 }
 
-fn pool_view(pool: &Pool) -> PoolView {
+fn pool_view(fleet: &Fleet, pool: &Pool) -> PoolView {
+    let rings_differ = fleet.rings_differ(pool);
     // Those that left the config are shown as long as something of them is there.
     let backends = pool.backends().iter().cloned().chain(pool.departed());
     let backends = backends.map(|backend| backend_view(pool, &backend));
@@ -187,6 +190,8 @@ fn pool_view(pool: &Pool) -> PoolView {
         name: pool.name().to_owned(),
         balance: pool.settings().balance.as_str(),
         panicking: pool.is_panicking(),
+        ring: rings_differ.is_some().then(|| pool.fingerprint()),
+        rings_differ,
         backends: backends.collect(),
     }
 }
@@ -211,8 +216,9 @@ fn backend_view(pool: &Pool, backend: &Arc<Backend>) -> BackendView {
 async fn drain(
     State(fleet): State<Arc<Fleet>>,
     Path(names): Path<(String, String)>,
-) -> Result<Json<BackendView>, Problem> {
-    of_backend(&fleet, &names, |pool, backend| pool.drain(backend, DrainCause::Api))
+) -> Result<(StatusCode, Json<BackendView>), Problem> {
+    let act = |pool: &Pool, backend: &Arc<Backend>| pool.drain(backend, DrainCause::Api);
+    of_backend(&fleet, &names, true, act).await
 }
 
 /// Takes that back. Where there are other causes the backend is drained all the same, as the
@@ -220,15 +226,36 @@ async fn drain(
 async fn undrain(
     State(fleet): State<Arc<Fleet>>,
     Path(names): Path<(String, String)>,
-) -> Result<Json<BackendView>, Problem> {
-    of_backend(&fleet, &names, |pool, backend| pool.undrain(backend, DrainCause::Api))
+) -> Result<(StatusCode, Json<BackendView>), Problem> {
+    let act = |pool: &Pool, backend: &Arc<Backend>| pool.undrain(backend, DrainCause::Api);
+    of_backend(&fleet, &names, false, act).await
 }
 
-fn of_backend(
+/// Has it done here, and by all other proxies: 202 if they will hear of it only once the registry is
+/// there again.
+async fn of_backend(
+    fleet: &Fleet,
+    names: &(String, String),
+    wanted: bool,
+    act: impl FnOnce(&Pool, &Arc<Backend>),
+) -> Result<(StatusCode, Json<BackendView>), Problem> {
+    let (pool, backend) = find_backend(fleet, names)?;
+    act(&pool, &backend);
+    let mut status = StatusCode::OK;
+    if let Some(others) = fleet.shared.registry.fleet()
+        && let Err(error) = others.drain(pool.name(), backend.id(), wanted).await
+    {
+        let (pool, backend) = (pool.name(), backend.id());
+        warn!(pool, backend, wanted, %error, "a drain is not known to other proxies yet");
+        status = StatusCode::ACCEPTED;
+    }
+    Ok((status, Json(backend_view(&pool, &backend))))
+}
+
+fn find_backend(
     fleet: &Fleet,
     (pool, id): &(String, String),
-    act: impl FnOnce(&Pool, &Arc<Backend>),
-) -> Result<Json<BackendView>, Problem> {
+) -> Result<(Arc<Pool>, Arc<Backend>), Problem> {
     let snapshot = fleet.shared.snapshot.load();
     let missing = |what: &str| Problem::new(StatusCode::NOT_FOUND, format!("there is no {what}"));
     let found = snapshot.pools_with_gone().find(|one| one.name() == pool);
@@ -236,81 +263,7 @@ fn of_backend(
     let departed = || pool.departed().into_iter().find(|one| one.id() == id);
     let backend = pool.backend(id).cloned().or_else(departed);
     let backend = backend.ok_or_else(|| missing("backend of this id in this pool"))?;
-    act(pool, &backend);
-    Ok(Json(backend_view(pool, &backend)))
-}
-
-/// What `/v1/connections` may be asked for.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Filter {
-    pool: Option<String>,
-    key: Option<String>,
-    backend: Option<String>,
-    room: Option<String>,
-    limit: Option<usize>,
-    cursor: Option<String>,
-}
-
-#[derive(Serialize)]
-struct Connections {
-    connections: Vec<ConnectionView>,
-    /// Where the next page begins; null: this was the last.
-    next: Option<String>,
-}
-
-#[derive(Serialize)]
-struct ConnectionView {
-    id: String,
-    proxy: String,
-    backend: String,
-    pool: String,
-    route: String,
-    key: Option<String>,
-    rooms: Vec<String>,
-    client: String,
-    /// Times are in Unix milliseconds.
-    since: u64,
-    messages_from_client: u64,
-    bytes_from_client: u64,
-    messages_from_backend: u64,
-    bytes_from_backend: u64,
-    last_activity: u64,
-}
-
-async fn connections(
-    State(fleet): State<Arc<Fleet>>,
-    filter: Result<Query<Filter>, QueryRejection>,
-) -> Result<Json<Connections>, Problem> {
-    let bad = |detail: String| Problem::new(StatusCode::BAD_REQUEST, detail);
-    let Query(filter) = filter.map_err(|error| bad(error.body_text()))?;
-    let limit = filter.limit.unwrap_or(DEFAULT_LIMIT);
-    if !(1..=LARGEST_LIMIT).contains(&limit) {
-        return Err(bad(format!("limit must be from 1 to {LARGEST_LIMIT}")));
-    }
-    let after = match &filter.cursor {
-        Some(cursor) => {
-            Some(cursor.parse::<Serial>().map_err(|_| bad("this is not a cursor".to_owned()))?)
-        }
-        None => None,
-    };
-    let room = filter.room.map(|room| Room::new(&room)).transpose();
-    let query = fleet::Query {
-        room: room.map_err(|error| bad(error.to_string()))?,
-        pool: filter.pool,
-        key: filter.key,
-        backend: filter.backend,
-        serial: None,
-        after,
-        // One more tells whether there is a next page.
-        limit: limit + 1,
-    };
-    let mut rows = list(&fleet, &query).await?;
-    let more = rows.len() > limit;
-    rows.truncate(limit);
-    let next = rows.last().filter(|_| more).map(|row| row.serial.to_string());
-    let connections = rows.into_iter().map(|row| connection_view(&fleet, row)).collect();
-    Ok(Json(Connections { connections, next }))
+    Ok((Arc::clone(pool), backend))
 }
 
 /// Explains where a request would go. `url=` once, `header=name:value` for each header line,
@@ -356,6 +309,8 @@ struct Status {
     workers: usize,
     /// Live WebSockets.
     connections: usize,
+    /// Whether the registry is this process (`own`), or a shared one that is `up` or `away`.
+    registry: &'static str,
     listeners: Vec<ListenerView>,
     routes: Vec<RouteView>,
     /// How the last reload of the config went; null: there was none.
@@ -412,6 +367,7 @@ async fn status(State(fleet): State<Arc<Fleet>>) -> Json<Status> {
         ready: fleet.is_ready(),
         workers: fleet.workers(),
         connections: snapshot.live(),
+        registry: fleet.shared.registry.state().as_str(),
         listeners: listeners.collect(),
         routes,
         last_reload: last.map(|last| ReloadView { at: unix_millis(last.at), error: last.error }),
@@ -444,96 +400,5 @@ impl From<OrderError> for Problem {
                 Self::new(StatusCode::UNPROCESSABLE_ENTITY, detail).listing(vec![error.told()])
             }
         }
-    }
-}
-
-pub(super) fn no_connection() -> Problem {
-    Problem::new(StatusCode::NOT_FOUND, "no connection of this proxy has this id")
-}
-
-pub(super) fn no_answer() -> Problem {
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "a worker does not answer; try again")
-}
-
-/// Asks one worker after the other, in the order of their connections' serials.
-async fn list(fleet: &Fleet, query: &fleet::Query) -> Result<Vec<Row>, Problem> {
-    let first = query.after.map_or(0, Serial::worker);
-    let mut rows = Vec::new();
-    for worker in first..fleet.workers() {
-        let limit = query.limit - rows.len();
-        if limit == 0 {
-            break;
-        }
-        let query = fleet::Query { limit, ..query.clone() };
-        rows.extend(fleet.list(worker, query).await.ok_or_else(no_answer)?);
-    }
-    Ok(rows)
-}
-
-async fn connection(
-    State(fleet): State<Arc<Fleet>>,
-    Path(id): Path<String>,
-) -> Result<Json<ConnectionView>, Problem> {
-    let serial = fleet.serial(&id).ok_or_else(no_connection)?;
-    let query = fleet::Query { serial: Some(serial), limit: 1, ..fleet::Query::default() };
-    if serial.worker() >= fleet.workers() {
-        return Err(no_connection());
-    }
-    let found = fleet.list(serial.worker(), query).await.ok_or_else(no_answer)?;
-    let row = found.into_iter().next().ok_or_else(no_connection)?;
-    Ok(Json(connection_view(&fleet, row)))
-}
-
-/// How a connection is to be closed.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Farewell {
-    code: Option<u16>,
-    reason: Option<String>,
-}
-
-/// Closes a connection: both its peers get a Close with this code and reason.
-async fn close(
-    State(fleet): State<Arc<Fleet>>,
-    Path(id): Path<String>,
-    farewell: Result<Query<Farewell>, QueryRejection>,
-) -> Result<StatusCode, Problem> {
-    let bad = |detail: String| Problem::new(StatusCode::BAD_REQUEST, detail);
-    let Query(farewell) = farewell.map_err(|error| bad(error.body_text()))?;
-    let code = match farewell.code {
-        Some(code) => CloseCode::new(code).ok_or_else(|| bad(CLOSE_CODES.to_owned()))?,
-        None => CloseCode::NORMAL,
-    };
-    let text = farewell.reason.unwrap_or_default().into_boxed_str();
-    if text.len() > CLOSE_TEXT_BYTES {
-        let detail = format!("reason has {} bytes; at most {CLOSE_TEXT_BYTES} fit", text.len());
-        return Err(bad(detail));
-    }
-    let serial = fleet.serial(&id).ok_or_else(no_connection)?;
-    match fleet.close(serial, code, text).await {
-        Some(true) => Ok(StatusCode::NO_CONTENT),
-        Some(false) => Err(no_connection()),
-        None => Err(no_answer()),
-    }
-}
-
-fn connection_view(fleet: &Fleet, row: Row) -> ConnectionView {
-    let [(messages_from_client, bytes_from_client), (messages_from_backend, bytes_from_backend)] =
-        row.counts;
-    ConnectionView {
-        id: fleet.shared.connection_id(row.serial),
-        proxy: fleet.shared.proxy_id.to_string(),
-        backend: row.backend.to_string(),
-        pool: row.pool.to_string(),
-        route: row.route.to_string(),
-        key: row.key.map(|key| key.to_string()),
-        rooms: row.rooms.iter().map(Room::to_string).collect(),
-        client: row.client.to_string(),
-        since: unix_millis(row.since),
-        messages_from_client,
-        bytes_from_client,
-        messages_from_backend,
-        bytes_from_backend,
-        last_activity: unix_millis(row.last_activity),
     }
 }

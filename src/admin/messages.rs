@@ -11,33 +11,61 @@ use axum::routing::{post, put};
 use axum::{Json, Router};
 use serde::Serialize;
 
-use super::api::{no_answer, no_connection};
+use super::connections::{no_answer, no_connection};
 use super::problem::Problem;
-use crate::fleet::{DeliverError, Fleet};
-use crate::publish::{Action, Audience, MAX_MESSAGE_BYTES, Publication};
+use crate::fleet::{DeliverError, Fleet, ReachError, Reached, Whose};
+use crate::publish::Audience;
+use crate::publish::envelope::{MAX_EXCEPT, Said};
+use crate::registry::Unavailable;
 use crate::route::key::Key;
 use crate::ws::message::Payload;
 use crate::ws::rooms::Room;
 
-/// The requests that send, and that change rooms.
-pub(super) fn routes() -> Router<Arc<Fleet>> {
+/// The requests that send, and that change rooms; a message has at most `longest` bytes.
+pub(super) fn routes(longest: usize) -> Router<Arc<Fleet>> {
     Router::new()
         .route("/v1/connections/{id}/messages", post(to_connection))
         .route("/v1/keys/{pool}/{key}/messages", post(to_key))
         .route("/v1/rooms/{room}/messages", post(to_room))
         .route("/v1/broadcast", post(to_all))
-        .layer(DefaultBodyLimit::max(MAX_MESSAGE_BYTES))
+        .layer(DefaultBodyLimit::max(longest))
         .route("/v1/rooms/{room}/members/{id}", put(join).delete(leave))
 }
 
 /// What is answered where a message was taken.
 #[derive(Serialize)]
-struct Reached {
+struct SentView {
     /// How many proxies have somebody of the audience.
     proxies: usize,
+    /// Only this proxy's own could be reached; left out where that is not so.
+    #[serde(skip_serializing_if = "is_false")]
+    partial: bool,
 }
 
-type Sent = Result<(StatusCode, Json<Reached>), Problem>;
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_false(partial: &bool) -> bool {
+    !partial
+}
+
+impl From<Reached> for SentView {
+    fn from(Reached { proxies, partial }: Reached) -> Self {
+        Self { proxies, partial }
+    }
+}
+
+impl From<Unavailable> for Problem {
+    fn from(error: Unavailable) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+    }
+}
+
+impl From<ReachError> for Problem {
+    fn from(error: ReachError) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+    }
+}
+
+type Sent = Result<(StatusCode, Json<SentView>), Problem>;
 type Body = Result<Bytes, BytesRejection>;
 type Parameters = Result<Query<Vec<(String, String)>>, QueryRejection>;
 
@@ -51,15 +79,30 @@ async fn to_connection(
     headers: HeaderMap,
     body: Body,
 ) -> Sent {
-    let frame = frame(&headers, body)?;
-    fleet.deliver(&id, frame).await.map_err(|error| match error {
-        DeliverError::Unknown => no_connection(),
-        DeliverError::Gone | DeliverError::Refused(_) => {
-            Problem::new(StatusCode::GONE, error.to_string())
+    let body = read(&fleet, body)?;
+    let payload = payload(&headers, &body)?;
+    match fleet.whose(&id) {
+        Whose::Nobodys => return Err(no_connection()),
+        Whose::Ours(_) => fleet.deliver(&id, payload.frame()).await?,
+        Whose::Others(others, proxy) => {
+            if !fleet.hand_on(others, proxy, &id, Said::Message(payload)).await? {
+                return Err(Problem::new(StatusCode::GONE, "the proxy of the connection is gone"));
+            }
         }
-        DeliverError::Busy => no_answer(),
-    })?;
-    Ok((StatusCode::ACCEPTED, Json(Reached { proxies: 1 })))
+    }
+    Ok((StatusCode::ACCEPTED, Json(SentView { proxies: 1, partial: false })))
+}
+
+impl From<DeliverError> for Problem {
+    fn from(error: DeliverError) -> Self {
+        match error {
+            DeliverError::Unknown => no_connection(),
+            DeliverError::Gone | DeliverError::Refused(_) => {
+                Self::new(StatusCode::GONE, error.to_string())
+            }
+            DeliverError::Busy => no_answer(),
+        }
+    }
 }
 
 async fn to_key(
@@ -72,9 +115,9 @@ async fn to_key(
     let known = fleet.shared.snapshot.load().pools().iter().any(|one| *one.name() == *pool);
     Key::new(&key).map_err(|error| bad(error.to_string()))?;
     let audience = Audience::Key { pool, key };
-    let sent = publish(&fleet, audience, parameters, frame(&headers, body)?).await?;
+    let sent = send(&fleet, audience, parameters, &headers, body).await?;
     // A pool that has left the config may have connections for a while.
-    if sent.1.proxies == 0 && !known {
+    if sent.1.proxies == 0 && !known && fleet.shared.registry.fleet().is_none() {
         return Err(Problem::new(StatusCode::NOT_FOUND, "there is no pool of this name"));
     }
     Ok(sent)
@@ -88,7 +131,7 @@ async fn to_room(
     body: Body,
 ) -> Sent {
     let audience = Audience::Room(named(&room)?);
-    publish(&fleet, audience, parameters, frame(&headers, body)?).await
+    send(&fleet, audience, parameters, &headers, body).await
 }
 
 async fn to_all(
@@ -97,39 +140,51 @@ async fn to_all(
     headers: HeaderMap,
     body: Body,
 ) -> Sent {
-    publish(&fleet, Audience::All, parameters, frame(&headers, body)?).await
+    send(&fleet, Audience::All, parameters, &headers, body).await
 }
 
-async fn publish(fleet: &Fleet, audience: Audience, parameters: Parameters, frame: Bytes) -> Sent {
+async fn send(
+    fleet: &Fleet,
+    audience: Audience,
+    parameters: Parameters,
+    headers: &HeaderMap,
+    body: Body,
+) -> Sent {
+    let body = read(fleet, body)?;
+    let payload = payload(headers, &body)?;
     let Query(parameters) = parameters.map_err(|error| bad(error.body_text()))?;
     let mut except = Vec::new();
     for (name, value) in parameters {
         if name != "except" {
             return Err(bad(format!("no parameter is called {name:?}")));
         }
-        // Who is not connected here gets nothing anyway.
-        except.extend(fleet.serial(&value));
+        except.push(value);
     }
-    let publication = Publication::new(audience, Action::Send(frame), except);
-    let somebody = fleet.publish(publication).await.ok_or_else(no_answer)?;
-    Ok((StatusCode::ACCEPTED, Json(Reached { proxies: usize::from(somebody) })))
+    if except.len() > MAX_EXCEPT {
+        return Err(bad(format!("except is given {} times; at most {MAX_EXCEPT}", except.len())));
+    }
+    let reached = fleet.reach(audience, payload, &except).await?;
+    Ok((StatusCode::ACCEPTED, Json(reached.into())))
 }
 
-/// The frame of the message that a request brings.
-fn frame(headers: &HeaderMap, body: Body) -> Result<Bytes, Problem> {
-    let body = body.map_err(|error| match error.status() {
+fn read(fleet: &Fleet, body: Body) -> Result<Bytes, Problem> {
+    body.map_err(|error| match error.status() {
         StatusCode::PAYLOAD_TOO_LARGE => Problem::new(
             StatusCode::PAYLOAD_TOO_LARGE,
-            format!("a message has at most {MAX_MESSAGE_BYTES} bytes"),
+            format!("a message has at most {} bytes", fleet.max_message()),
         ),
         status => Problem::new(status, error.body_text()),
-    })?;
+    })
+}
+
+/// The message that a request brings.
+fn payload<'b>(headers: &HeaderMap, body: &'b Bytes) -> Result<Payload<'b>, Problem> {
     if !is_text(headers.get(CONTENT_TYPE)) {
-        return Ok(Payload::Binary(&body).frame());
+        return Ok(Payload::Binary(body));
     }
-    let text = std::str::from_utf8(&body);
+    let text = std::str::from_utf8(body);
     let text = text.map_err(|error| bad(format!("a text message must be UTF-8: {error}")))?;
-    Ok(Payload::Text(text).frame())
+    Ok(Payload::Text(text))
 }
 
 /// Whether a body of this type is sent as text.
@@ -148,10 +203,20 @@ async fn join(
     Path((room, id)): Path<(String, String)>,
 ) -> Result<StatusCode, Problem> {
     let room = named(&room)?;
-    let serial = fleet.serial(&id).ok_or_else(no_connection)?;
-    let joined = fleet.join(serial, room).await.ok_or_else(no_answer)?;
+    let serial = match fleet.whose(&id) {
+        Whose::Nobodys => return Err(no_connection()),
+        Whose::Ours(serial) => serial,
+        Whose::Others(others, proxy) => {
+            return handed_on(fleet.hand_on(others, proxy, &id, Said::Join(&room)).await?);
+        }
+    };
+    let joined = fleet.join(serial, room.clone()).await.ok_or_else(no_answer)?;
     let joined = joined.ok_or_else(no_connection)?;
     joined.map_err(|error| Problem::new(StatusCode::CONFLICT, error.to_string()))?;
+    // Who is told so may publish to the room at once.
+    if let Some(standing) = fleet.shared.registry.stand(&mut std::iter::once(room.group())) {
+        standing.await;
+    }
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -160,9 +225,23 @@ async fn leave(
     Path((room, id)): Path<(String, String)>,
 ) -> Result<StatusCode, Problem> {
     let room = named(&room)?;
-    let serial = fleet.serial(&id).ok_or_else(no_connection)?;
+    let serial = match fleet.whose(&id) {
+        Whose::Nobodys => return Err(no_connection()),
+        Whose::Ours(serial) => serial,
+        Whose::Others(others, proxy) => {
+            return handed_on(fleet.hand_on(others, proxy, &id, Said::Leave(&room)).await?);
+        }
+    };
     let left = fleet.leave(serial, room).await.ok_or_else(no_answer)?;
     if left { Ok(StatusCode::NO_CONTENT) } else { Err(no_connection()) }
+}
+
+/// What is answered where another proxy was told, or is not there to be told.
+pub(super) fn handed_on(is_there: bool) -> Result<StatusCode, Problem> {
+    if is_there {
+        return Ok(StatusCode::ACCEPTED);
+    }
+    Err(Problem::new(StatusCode::NOT_FOUND, "the proxy that this id names is gone"))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! requests that come from a page, or by a name that could have been pointed here, are refused.
 
 mod api;
+mod connections;
 mod guard;
 mod messages;
 mod problem;

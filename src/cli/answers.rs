@@ -89,6 +89,14 @@ pub(super) struct Connection {
     pub(super) client: String,
     /// In Unix milliseconds.
     pub(super) since: u64,
+    /// `None`: another proxy has it.
+    #[serde(flatten)]
+    pub(super) traffic: Option<Traffic>,
+}
+
+/// What a connection has carried.
+#[derive(Debug, Deserialize)]
+pub(super) struct Traffic {
     pub(super) messages_from_client: u64,
     pub(super) bytes_from_client: u64,
     pub(super) messages_from_backend: u64,

@@ -5,8 +5,8 @@ use std::time::SystemTime;
 
 use anyhow::Context;
 use clap::Args;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::answers::Connection;
 use super::ask::{self, Admin, AdminOptions, encoded};
@@ -36,7 +36,8 @@ pub(super) struct Options {
     /// How many at most.
     #[arg(long, value_name = "N", default_value = "100", value_parser = at_least_one)]
     limit: usize,
-    /// Print one JSON object: `connections`, and `next`, which is null where they are all.
+    /// Print one JSON object: `connections`, and `next`, which is null where they are all;
+    /// `elsewhere`, the proxies that have others, and `partial`, where that is so.
     #[arg(long)]
     json: bool,
 }
@@ -48,20 +49,37 @@ fn at_least_one(text: &str) -> Result<usize, String> {
     }
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize, Serialize)]
 struct Page {
     connections: Vec<Value>,
     next: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    elsewhere: Vec<Elsewhere>,
+    #[serde(default, skip_serializing_if = "is_false")]
+    partial: bool,
+}
+
+/// Another proxy.
+#[derive(Debug, Deserialize, Serialize)]
+struct Elsewhere {
+    proxy: String,
+    admin: Option<String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_false(partial: &bool) -> bool {
+    !partial
 }
 
 /// Prints them, in the order in which the admin API gives them.
 pub(super) fn connections(options: &Options) -> anyhow::Result<ExitCode> {
     let admin = options.admin.find()?;
-    let Page { connections, next } = ask::wait_for(collected(options, &admin))?;
+    let page = ask::wait_for(collected(options, &admin))?;
     if options.json {
-        print::json(&json!({ "connections": connections, "next": next }))?;
+        print::json(&page)?;
         return Ok(ExitCode::SUCCESS);
     }
+    let Page { connections, next, elsewhere, partial } = page;
     let connections: Vec<Connection> = serde_json::from_value(Value::Array(connections))
         .with_context(|| format!("{admin} lists something else; is it another version?"))?;
     if connections.is_empty() {
@@ -71,6 +89,17 @@ pub(super) fn connections(options: &Options) -> anyhow::Result<ExitCode> {
     }
     if next.is_some() {
         print::complain([format!("there are more than {}: see --limit", connections.len())]);
+    }
+    if partial {
+        print::complain(["the registry is away: other proxies may have more"]);
+    }
+    if !elsewhere.is_empty() {
+        let admins = elsewhere.iter().map(|one| match &one.admin {
+            Some(admin) => format!("{} (--admin http://{admin})", one.proxy),
+            None => format!("{} (no admin address)", one.proxy),
+        });
+        let admins: Vec<String> = admins.collect();
+        print::complain([format!("others are at {}", admins.join(", "))]);
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -89,7 +118,7 @@ async fn collected(options: &Options, admin: &Admin) -> anyhow::Result<Page> {
             filter.push_str(&format!("&{name}={}", encoded(value)));
         }
     }
-    let mut all = Page { connections: Vec::new(), next: None };
+    let mut all = Page::default();
     loop {
         let limit = (options.limit - all.connections.len()).min(PAGE);
         let cursor = all.next.map(|next| format!("&cursor={}", encoded(&next)));
@@ -99,6 +128,8 @@ async fn collected(options: &Options, admin: &Admin) -> anyhow::Result<Page> {
         let is_empty = page.connections.is_empty();
         all.connections.extend(page.connections);
         all.next = page.next;
+        all.elsewhere = page.elsewhere;
+        all.partial |= page.partial;
         if all.next.is_none() || is_empty || all.connections.len() >= options.limit {
             return Ok(all);
         }
@@ -118,17 +149,22 @@ fn table(connections: &[Connection], now: u64) -> Table {
         ("FROM BACKEND", Side::Right),
     ]);
     let carried = |messages: u64, count: u64| format!("{messages} / {}", bytes(count));
+    let unknown = || "-".to_owned();
     for one in connections {
+        let traffic = one.traffic.as_ref();
         table.row(vec![
             one.id.clone(),
-            one.key.as_deref().map_or_else(|| "-".to_owned(), short),
+            one.key.as_deref().map_or_else(unknown, short),
             format!("{}/{}", one.pool, one.backend),
             short(&one.route),
             one.client.clone(),
             span(between(one.since, now)),
-            span(between(one.last_activity, now)),
-            carried(one.messages_from_client, one.bytes_from_client),
-            carried(one.messages_from_backend, one.bytes_from_backend),
+            traffic.map_or_else(unknown, |it| span(between(it.last_activity, now))),
+            traffic
+                .map_or_else(unknown, |it| carried(it.messages_from_client, it.bytes_from_client)),
+            traffic.map_or_else(unknown, |it| {
+                carried(it.messages_from_backend, it.bytes_from_backend)
+            }),
         ]);
     }
     table

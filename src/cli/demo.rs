@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use backend_demo::Demo;
+use backend_demo::{Demo, Publish};
 use clap::Args;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -44,6 +44,10 @@ pub(super) struct Options {
     /// Where its admin API listens; if taken, the next free port.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9900")]
     admin: SocketAddr,
+    /// The Redis that the proxies share, such as redis://127.0.0.1:6379. The backends publish there,
+    /// so that a room has members on all of them.
+    #[arg(long, value_name = "URL")]
+    redis: Option<String>,
 }
 
 /// Runs the demo until a signal.
@@ -54,13 +58,14 @@ pub(super) fn demo(options: &Options) -> anyhow::Result<ExitCode> {
 
 async fn serve(options: &Options) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::listen().context("can't listen for signals")?;
-    let backends = Backends::start(options.backends.get()).await?;
+    let redis = options.redis.as_deref();
+    let backends = Backends::start(options.backends.get(), redis).await?;
     let mut servers = Vec::new();
     let (mut listen, mut admin) = (options.listen, options.admin);
     for _ in 0..options.proxies.get() {
         listen = free_port(listen, None)?;
         admin = free_port(admin, Some(listen.port()))?;
-        let config = proxy_config(listen, admin, &backends.addresses)?;
+        let config = proxy_config(listen, admin, &backends.addresses, redis)?;
         servers.push(Server::start(config).await?);
     }
     std::io::stdout().write_all(welcome(&servers, &backends).as_bytes())?;
@@ -78,13 +83,17 @@ struct Backends {
 }
 
 impl Backends {
-    async fn start(count: usize) -> anyhow::Result<Self> {
+    async fn start(count: usize, redis: Option<&str>) -> anyhow::Result<Self> {
         let stop = watch::Sender::new(false);
         let mut backends = Self { addresses: Vec::new(), serving: JoinSet::new(), stop };
         for index in 0..count {
             let id = format!("b{index}");
             let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-            let options = backend_demo::Options { listen, id: Some(id.clone()) };
+            let publish = redis.map_or(Publish::Own, |url| Publish::Redis {
+                url: url.to_owned(),
+                prefix: backend_demo::REDIS_PREFIX.to_owned(),
+            });
+            let options = backend_demo::Options { listen, id: Some(id.clone()), publish };
             let demo = Demo::bind(options).await.context("can't start a backend")?;
             backends.addresses.push((id, demo.address()));
             let mut stopping = backends.stop.subscribe();
@@ -123,6 +132,7 @@ fn proxy_config(
     listen: SocketAddr,
     admin: SocketAddr,
     backends: &[(String, SocketAddr)],
+    redis: Option<&str>,
 ) -> anyhow::Result<Config> {
     let mut source = format!(
         "[server]\nname = \"demo\"\nadmin = \"{admin}\"\nshutdown_grace = \"1s\"\n\n\
@@ -134,6 +144,10 @@ fn proxy_config(
         writeln!(source, "  {{ id = \"{id}\", address = \"{address}\" }},")?;
     }
     source.push_str("]\n\n[pool.demo.health]\nkind = \"http\"\ninterval = \"1s\"\n");
+    if let Some(url) = redis {
+        // What JSON puts in quotes, TOML reads.
+        writeln!(source, "\n[registry]\nurl = {}", serde_json::to_string(url)?)?;
+    }
     let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     let environment = Environment {
         variable: &|_| None,

@@ -21,7 +21,8 @@ use crate::config::{Config, Loaded, Source};
 use crate::descriptors;
 use crate::fleet::Order;
 use crate::server::Server;
-use crate::server::reload::{Planned, ReloadError};
+use crate::server::plan::Planned;
+use crate::server::reload::ReloadError;
 use crate::shutdown::StopPlan;
 
 /// Orders of the admin API that may wait.
@@ -51,8 +52,15 @@ pub(super) fn run(path: &Path) -> anyhow::Result<ExitCode> {
         let watcher = Watcher::new(source.clone(), &loaded);
         let mut operator = Operator { server, source, watcher, log, manager };
         let plan = operator.operate(&mut signals).await;
-        operator.manager.stopping(&plan).await;
-        stop(vec![operator.server], plan, &mut signals).await
+        let Operator { server, manager, .. } = operator;
+        // Beside the stop: a manager that is slow to hear of it holds nothing up.
+        let told = tokio::spawn(async move { manager.stopping(&plan).await });
+        let exit = stop(vec![server], plan, &mut signals).await?;
+        if exit == ExitCode::SUCCESS {
+            // Where that took no time at all. An error here is a panic, which has been reported.
+            let _ = told.await;
+        }
+        Ok(exit)
     })
 }
 

@@ -45,7 +45,8 @@ pub(super) struct Options {
     /// Not to this connection; may be given several times.
     #[arg(long, value_name = "ID", conflicts_with = "connection")]
     except: Vec<String>,
-    /// Print one JSON object: `proxies`, how many have somebody whom it is for.
+    /// Print one JSON object: `proxies`, how many have somebody whom it is for, and `partial`
+    /// where only this proxy's own could be reached.
     #[arg(long)]
     json: bool,
 }
@@ -53,6 +54,8 @@ pub(super) struct Options {
 #[derive(Debug, Deserialize)]
 struct Reached {
     proxies: usize,
+    #[serde(default)]
+    partial: bool,
 }
 
 /// Sends it.
@@ -74,11 +77,18 @@ pub(super) fn send(options: &Options) -> anyhow::Result<ExitCode> {
         }
     })?;
     if options.json {
-        print::json(&json!({ "proxies": sent.proxies }))?;
+        let mut told = json!({ "proxies": sent.proxies });
+        if sent.partial {
+            told["partial"] = true.into();
+        }
+        print::json(&told)?;
     } else if sent.proxies == 0 {
         print::out("nobody is there\n")?;
     } else {
         print::out("sent\n")?;
+    }
+    if sent.partial && !options.json {
+        print::complain(["the registry is away: only this proxy's own could be reached"]);
     }
     Ok(ExitCode::SUCCESS)
 }

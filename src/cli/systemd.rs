@@ -24,7 +24,8 @@ use tokio::time::MissedTickBehavior;
 use tracing::{error, warn};
 
 use crate::fleet::Fleet;
-use crate::server::reload::{Planned, ReloadError};
+use crate::server::plan::Planned;
+use crate::server::reload::ReloadError;
 use crate::shutdown::StopPlan;
 
 /// How long a manager with much to do is waited for.

@@ -58,7 +58,8 @@ use crate::listen::{
     self, Admission, IntroductionError, Listener, ListenerSettings, Load, ProxyProtocol, Stream,
 };
 use crate::observe::access_log::{AccessLog, Asked, RequestRecord};
-use crate::observe::metrics::{HandshakeCounts, Held, Metrics, RequestLabels};
+use crate::observe::labels::RequestLabels;
+use crate::observe::metrics::{HandshakeCounts, Held, Metrics};
 use crate::observe::rate::{Allowed, allowed};
 use crate::pool::{Backend, Pool, dial};
 use crate::registry::Registry;
@@ -229,6 +230,13 @@ impl Snapshot {
     /// All routes.
     pub fn routes(&self) -> &[Arc<Route>] {
         &self.routes
+    }
+
+    /// The names of all routes, then of those that left the config and still have connections.
+    pub fn route_names(&self) -> impl Iterator<Item = &Arc<str>> {
+        let departed = self.departed.iter().filter(|(_, live)| live.load(Ordering::Relaxed) > 0);
+        let departed = departed.map(|(name, _)| name);
+        self.routes.iter().map(|route| &route.names.route).chain(departed)
     }
 
     /// All pools.
@@ -638,7 +646,7 @@ impl<'a> Trace<'a> {
             }
             _ => {
                 let labels = RequestLabels { route: self.route().to_owned(), code };
-                self.metrics.requests.get_or_create(&labels).inc();
+                self.metrics.requests.of(labels).inc();
             }
         }
         let mut record = self.record.take()?;

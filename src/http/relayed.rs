@@ -15,7 +15,8 @@ use tracing::debug;
 use super::session::OfWebSocket;
 use super::{Accepted, Context, Live};
 use crate::observe::access_log::{ConnectionLine, Rest, unix_millis};
-use crate::observe::metrics::{ConnectionLabels, Held};
+use crate::observe::labels::ConnectionLabels;
+use crate::observe::metrics::Held;
 use crate::pool::Placement;
 use crate::pool::backend::ConnectionGauge;
 use crate::ws::driver::{Driver, Ended};
@@ -61,10 +62,10 @@ impl Relayed {
             backend: guards.counted.backend().id().to_owned(),
         };
         let metrics = &context.shared.metrics;
-        metrics.connections_opened.get_or_create(&labels).inc();
-        let shown = Held::new(metrics.connections.get_or_create_owned(&labels));
+        metrics.connections_opened.of(labels.clone()).inc();
         let id = |serial| context.shared.connection_id(serial);
         debug!(connection = id(entry.connection().serial), backend = labels.backend, "opened");
+        let shown = Held::new(metrics.connections.of(labels));
         Self { driver: drive(entry), context, guards, _shown: shown }
     }
 

@@ -108,6 +108,13 @@ impl Listener {
         })
     }
 
+    /// This listener, where all that count at one that was closed count on.
+    #[must_use]
+    pub fn instead_of(self, closed: &Self) -> Self {
+        let ListenerSettings { connections, connections_per_ip, .. } = self.settings;
+        Self { limits: closed.limits.renewed(connections, connections_per_ip), ..self }
+    }
+
     /// Has connections that are accepted from now on have the keep-alive of these settings: for one that
     /// was [renewed](Self::renewed), when it takes the place of the other on their socket.
     ///

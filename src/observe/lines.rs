@@ -39,7 +39,11 @@ pub trait Output: Write + Send + 'static {
 /// What the writer gets.
 #[derive(Debug)]
 enum Entry {
-    Line(String),
+    Line {
+        text: String,
+        /// Counts it if it can't be written.
+        dropped: Counter,
+    },
     /// Answered when all lines before it are written.
     Flush(SyncSender<()>),
     /// What comes next goes into a file that is opened anew.
@@ -64,8 +68,8 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// Starts a writer on a thread of this name. `dropped` counts the lines that it was too slow for
-    /// or couldn't write.
+    /// Starts a writer on a thread of this name. `dropped` counts the lines of this way that it was
+    /// too slow for or couldn't write.
     ///
     /// # Errors
     ///
@@ -76,7 +80,6 @@ impl Lines {
         let writer = Writer {
             output: BufWriter::new(output),
             account: Arc::clone(&account),
-            dropped: dropped.clone(),
             failing: false,
         };
         let thread = std::thread::Builder::new().name(thread.to_owned());
@@ -84,7 +87,7 @@ impl Lines {
         Ok(Self { queue, account, dropped })
     }
 
-    /// The way to the same writer, for lines that are counted elsewhere if they are dropped.
+    /// Another way to the same writer, for lines that are counted elsewhere if they are dropped.
     #[must_use]
     pub fn counting(&self, dropped: Counter) -> Self {
         Self { dropped, ..self.clone() }
@@ -95,7 +98,8 @@ impl Lines {
         let bytes = line.len();
         let queued = self.account.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
         let has_room = queued == 0 || queued + bytes <= QUEUE_BYTES;
-        if !has_room || self.queue.try_send(Entry::Line(line)).is_err() {
+        let entry = || Entry::Line { text: line, dropped: self.dropped.clone() };
+        if !has_room || self.queue.try_send(entry()).is_err() {
             self.account.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
             self.drop_one();
         }
@@ -126,7 +130,6 @@ impl Lines {
 struct Writer<O: Output> {
     output: BufWriter<O>,
     account: Arc<Account>,
-    dropped: Counter,
     failing: bool,
 }
 
@@ -148,16 +151,15 @@ impl<O: Output> Writer<O> {
 
     fn write(&mut self, batch: Vec<Entry>) {
         let mut written = Ok(());
-        let mut lost = 0;
         let mut flushes = Vec::new();
         let mut has_lines = !self.output.buffer().is_empty();
         for entry in batch {
             match entry {
-                Entry::Line(line) => {
+                Entry::Line { text, dropped } => {
                     has_lines = true;
-                    self.account.queued_bytes.fetch_sub(line.len(), Ordering::Relaxed);
-                    written = written.and_then(|()| self.output.write_all(line.as_bytes()));
-                    lost += u64::from(written.is_err());
+                    self.account.queued_bytes.fetch_sub(text.len(), Ordering::Relaxed);
+                    written = written.and_then(|()| self.output.write_all(text.as_bytes()));
+                    dropped.inc_by(u64::from(written.is_err()));
                 }
                 Entry::Flush(done) => flushes.push(done),
                 Entry::Reopen => {
@@ -167,7 +169,6 @@ impl<O: Output> Writer<O> {
             }
         }
         written = written.and_then(|()| self.output.flush());
-        self.dropped.inc_by(lost);
         match written {
             // Nothing to write goes well whatever is broken.
             Ok(()) => self.failing &= !has_lines,
@@ -303,18 +304,25 @@ mod tests {
         let state = Arc::<Mutex<(bool, u32)>>::default();
         let dropped = Counter::default();
         let lines = Lines::start("test", Failing(Arc::clone(&state)), dropped.clone()).unwrap();
-        let long = || lines.send("x".repeat(9000)); // longer than the writer's own buffer
+        let elsewhere = Counter::default();
+        let others = lines.counting(elsewhere.clone());
+        let text = || "x".repeat(9000); // longer than the writer's own buffer
+        let long = || lines.send(text());
         for _ in 0..3 {
             long();
             lines.flush(Duration::from_secs(60));
         }
         assert_eq!((dropped.get(), state.lock().unwrap().1), (3, 1));
+        // Each kind of lines counts its own.
+        (0..2).for_each(|_| others.send(text()));
+        lines.flush(Duration::from_secs(60));
+        assert_eq!((dropped.get(), elsewhere.get(), state.lock().unwrap().1), (3, 2, 1));
         state.lock().unwrap().0 = true;
         long();
         lines.flush(Duration::from_secs(60));
         state.lock().unwrap().0 = false;
         long();
         lines.flush(Duration::from_secs(60));
-        assert_eq!((dropped.get(), state.lock().unwrap().1), (4, 2));
+        assert_eq!((dropped.get(), elsewhere.get(), state.lock().unwrap().1), (4, 2, 2));
     }
 }

@@ -3,13 +3,15 @@
 //! A [`Metrics`] belongs to one proxy; nothing is a process global. What counts holds its own
 //! handle (a shared atomic number), looked up when it is made and never per message. Gauges are
 //! held: taken when a thing begins and given back when its guard is dropped, so that no path can
-//! forget one. Labels are the names of the config and closed sets; never a key or an id.
+//! forget one. Labels are the names of the config and closed sets; never a key or an id. What has
+//! names that left the config is forgotten with the next reload, once no connection bears them.
 //!
 //! What others own (health, rings, placements, the load of workers) is read from them when the
 //! page is written: see [`Collect`].
 
 use std::collections::HashMap;
 use std::fmt;
+use std::hash::Hash;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -18,164 +20,61 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
-use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+use super::labels::{
+    BackendLabels, CloseLabels, ConnectionLabels, DirectionLabels, DrainLabels, ListenerLabel,
+    LiveNames, Named, OutcomeLabel, PoolLabel, ReasonLabel, RefusedLabels, RequestLabels,
+    RouteLabel, StateLabels,
+};
+use super::series::Series;
 use crate::registry::redis::Counts;
 use crate::ws::close::CloseReason;
 use crate::ws::driver::RelayCounts;
 use crate::ws::relay::Direction;
-
-/// The label of a listener.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ListenerLabel {
-    /// Its name, or its address where it has none.
-    pub listener: String,
-}
-
-/// The labels of drains.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct DrainLabels {
-    /// The pool's name.
-    pub pool: String,
-    /// For what the backend is drained.
-    pub reason: &'static str,
-}
-
-/// The label of a route.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct RouteLabel {
-    /// Its name.
-    pub route: String,
-}
-
-/// The labels of live connections.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ConnectionLabels {
-    /// The route's name.
-    pub route: String,
-    /// The pool's name.
-    pub pool: String,
-    /// The backend's id.
-    pub backend: String,
-}
-
-/// The labels of what goes through a route one way.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct DirectionLabels {
-    /// The route's name.
-    pub route: String,
-    /// `from_client` or `from_backend`.
-    pub direction: &'static str,
-}
-
-/// The labels of answers.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct RequestLabels {
-    /// The route's name; empty where none matched.
-    pub route: String,
-    /// The status.
-    pub code: u16,
-}
-
-/// The labels of refusals.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct RefusedLabels {
-    /// The route's name; empty where none matched.
-    pub route: String,
-    /// Why: a closed set, see the operator's guide.
-    pub reason: &'static str,
-}
-
-/// The labels of closes.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct CloseLabels {
-    /// The route's name.
-    pub route: String,
-    /// `client`, `backend` or `proxy`.
-    pub by: &'static str,
-    /// The close reason's label.
-    pub reason: &'static str,
-    /// The close code, or the class of one that an application chose.
-    pub code: &'static str,
-}
-
-/// The labels of a backend.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct BackendLabels {
-    /// The pool's name.
-    pub pool: String,
-    /// The backend's id.
-    pub backend: String,
-}
-
-/// The labels of a backend's changes of state.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct StateLabels {
-    /// The pool's name.
-    pub pool: String,
-    /// The backend's id.
-    pub backend: String,
-    /// The state that it came to.
-    pub outcome: &'static str,
-    /// Why.
-    pub reason: &'static str,
-}
-
-/// The label of what went well or did not.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct OutcomeLabel {
-    /// `success` or `failure`.
-    pub outcome: &'static str,
-}
-
-/// The label of messages that did not reach their connection.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ReasonLabel {
-    /// Why.
-    pub reason: &'static str,
-}
 
 /// All counters of one proxy.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
     /// Client connections accepted, by listener.
-    pub accepted: Family<ListenerLabel, Counter>,
+    pub accepted: Series<ListenerLabel, Counter>,
     /// Open client connections, by listener.
-    pub clients: Family<ListenerLabel, Gauge>,
+    pub clients: Series<ListenerLabel, Gauge>,
     /// Live WebSocket connections.
-    pub connections: Family<ConnectionLabels, Gauge>,
+    pub connections: Series<ConnectionLabels, Gauge>,
     /// WebSocket connections ever opened.
-    pub connections_opened: Family<ConnectionLabels, Counter>,
+    pub connections_opened: Series<ConnectionLabels, Counter>,
     /// From a handshake's head to the 101.
-    pub handshake_seconds: Family<RouteLabel, Histogram, fn() -> Histogram>,
+    pub handshake_seconds: Series<RouteLabel, Histogram>,
     /// Answers to requests, handshakes included.
-    pub requests: Family<RequestLabels, Counter>,
+    pub requests: Series<RequestLabels, Counter>,
     /// Requests and connections that the proxy itself refused.
-    pub refused: Family<RefusedLabels, Counter>,
+    pub refused: Series<RefusedLabels, Counter>,
     /// Ends of WebSocket connections.
-    pub closes: Family<CloseLabels, Counter>,
+    pub closes: Series<CloseLabels, Counter>,
     /// Connections that were cut with something left unsaid.
-    pub cut: Family<RouteLabel, Counter>,
-    messages: Family<DirectionLabels, Counter>,
-    bytes: Family<DirectionLabels, Counter>,
-    stalls: Family<DirectionLabels, Counter>,
-    injected: Family<RouteLabel, Counter>,
+    pub cut: Series<RouteLabel, Counter>,
+    messages: Series<DirectionLabels, Counter>,
+    bytes: Series<DirectionLabels, Counter>,
+    stalls: Series<DirectionLabels, Counter>,
+    injected: Series<RouteLabel, Counter>,
     /// Messages of others that could not be queued.
-    pub undeliverable: Family<ReasonLabel, Counter>,
+    pub undeliverable: Series<ReasonLabel, Counter>,
     /// Changes of backends' states.
-    pub backend_changes: Family<StateLabels, Counter>,
+    pub backend_changes: Series<StateLabels, Counter>,
     /// Causes for which backends were drained.
-    pub drains: Family<DrainLabels, Counter>,
+    pub drains: Series<DrainLabels, Counter>,
+    /// Keys kept although other proxies have them at a backend that comes first.
+    pub placement_conflicts: Series<PoolLabel, Counter>,
     /// Failures of the proxy's own to connect: no port, no descriptor.
     pub own_failures: Counter,
     /// Lines of the access log that were dropped.
     pub access_log_dropped: Counter,
-    reloads: Family<OutcomeLabel, Counter>,
+    reloads: Series<OutcomeLabel, Counter>,
     last_reload_successful: Gauge,
     last_reload_success: Gauge,
 }
@@ -189,25 +88,26 @@ impl Metrics {
     pub fn new(collect: Box<dyn Collect>) -> Self {
         let mut metrics = Self {
             registry: Registry::with_prefix("steadfast"),
-            accepted: Family::default(),
-            clients: Family::default(),
-            connections: Family::default(),
-            connections_opened: Family::default(),
-            handshake_seconds: Family::new_with_constructor(handshake_histogram),
-            requests: Family::default(),
-            refused: Family::default(),
-            closes: Family::default(),
-            cut: Family::default(),
-            messages: Family::default(),
-            bytes: Family::default(),
-            stalls: Family::default(),
-            injected: Family::default(),
-            undeliverable: Family::default(),
-            backend_changes: Family::default(),
-            drains: Family::default(),
+            accepted: Series::default(),
+            clients: Series::default(),
+            connections: Series::default(),
+            connections_opened: Series::default(),
+            handshake_seconds: Series::new(handshake_histogram),
+            requests: Series::default(),
+            refused: Series::default(),
+            closes: Series::default(),
+            cut: Series::default(),
+            messages: Series::default(),
+            bytes: Series::default(),
+            stalls: Series::default(),
+            injected: Series::default(),
+            undeliverable: Series::default(),
+            backend_changes: Series::default(),
+            drains: Series::default(),
+            placement_conflicts: Series::default(),
             own_failures: Counter::default(),
             access_log_dropped: Counter::default(),
-            reloads: Family::default(),
+            reloads: Series::default(),
             last_reload_successful: Gauge::default(),
             last_reload_success: Gauge::default(),
         };
@@ -301,18 +201,23 @@ impl Metrics {
         );
         registry.register("drains", "Causes for drains of backends", self.drains.clone());
         registry.register(
+            "placement_conflicts",
+            "Keys kept here although other proxies have them at a backend that can't be reached",
+            self.placement_conflicts.clone(),
+        );
+        registry.register(
             "own_failures",
             "Connects to backends that failed for want of a port or a descriptor",
             self.own_failures.clone(),
         );
         registry.register(
             "access_log_dropped_lines",
-            "Lines of the access log dropped because its writer was too slow",
+            "Lines of the access log that its writer was too slow for, or could not write",
             self.access_log_dropped.clone(),
         );
         registry.register(
             "log_dropped_lines",
-            "Log events dropped because standard error was too slow",
+            "Log events that standard error was too slow for, or that could not be written there",
             super::stderr::dropped(),
         );
         registry.register(
@@ -396,20 +301,55 @@ impl Metrics {
         })
     }
 
+    /// Forgets what is called by names that are neither in the config nor on a connection. A name
+    /// that comes back later begins at zero.
+    ///
+    /// To be called when all that is in force has its counters, and by who makes them: what is
+    /// looked up beside it may be forgotten while it is in use.
+    pub fn forget_all_but(&self, live: &LiveNames) {
+        fn forget<L: Named + Eq + Hash, M: Clone>(series: &Series<L, M>, live: &LiveNames) {
+            series.retain(|labels| live.have(labels));
+        }
+        forget(&self.accepted, live);
+        forget(&self.clients, live);
+        forget(&self.connections, live);
+        forget(&self.connections_opened, live);
+        forget(&self.handshake_seconds, live);
+        forget(&self.requests, live);
+        forget(&self.refused, live);
+        forget(&self.closes, live);
+        forget(&self.cut, live);
+        forget(&self.messages, live);
+        forget(&self.bytes, live);
+        forget(&self.stalls, live);
+        forget(&self.injected, live);
+        forget(&self.backend_changes, live);
+        forget(&self.drains, live);
+        forget(&self.placement_conflicts, live);
+    }
+
+    /// How many live WebSockets there are of which labels.
+    pub fn live_connections(&self) -> Vec<(ConnectionLabels, usize)> {
+        let mut live = Vec::new();
+        self.connections.for_each(|labels, gauge| match usize::try_from(gauge.get()) {
+            Ok(0) | Err(_) => {}
+            Ok(connections) => live.push((labels.clone(), connections)),
+        });
+        live
+    }
+
     /// The counters of a route's relays.
     pub fn relay_counts(&self, route: &str) -> Arc<RelayCounts> {
-        let of = |family: &Family<DirectionLabels, Counter>| {
+        let of = |family: &Series<DirectionLabels, Counter>| {
             Direction::ALL.map(|direction| {
-                let labels =
-                    DirectionLabels { route: route.to_owned(), direction: direction.label() };
-                family.get_or_create_owned(&labels)
+                family.of(DirectionLabels { route: route.to_owned(), direction: direction.label() })
             })
         };
         Arc::new(RelayCounts {
             messages: of(&self.messages),
             bytes: of(&self.bytes),
             stalls: of(&self.stalls),
-            injected: self.injected.get_or_create_owned(&RouteLabel { route: route.to_owned() }),
+            injected: self.injected.of(RouteLabel { route: route.to_owned() }),
         })
     }
 
@@ -417,7 +357,7 @@ impl Metrics {
     pub fn closed(&self, route: &str, reason: CloseReason, cut: bool) {
         let route = route.to_owned();
         if cut {
-            self.cut.get_or_create(&RouteLabel { route: route.clone() }).inc();
+            self.cut.of(RouteLabel { route: route.clone() }).inc();
         }
         let labels = CloseLabels {
             route,
@@ -425,21 +365,21 @@ impl Metrics {
             reason: reason.label(),
             code: code_label(reason.code()),
         };
-        self.closes.get_or_create(&labels).inc();
+        self.closes.of(labels).inc();
     }
 
     /// Notes that a request was refused; `route` is empty where none matched.
     pub fn refuse(&self, route: &str, reason: &'static str) {
         let labels = RefusedLabels { route: route.to_owned(), reason };
-        self.refused.get_or_create(&labels).inc();
+        self.refused.of(labels).inc();
     }
 
     /// The counters of a listener.
     pub fn of_listener(&self, listener: &str) -> ListenerCounts {
         let label = ListenerLabel { listener: listener.to_owned() };
         ListenerCounts {
-            accepted: self.accepted.get_or_create_owned(&label),
-            clients: self.clients.get_or_create_owned(&label),
+            accepted: self.accepted.of(label.clone()),
+            clients: self.clients.of(label),
         }
     }
 
@@ -447,17 +387,15 @@ impl Metrics {
     pub fn handshake_counts(&self, route: &str) -> HandshakeCounts {
         let (route, code) = (route.to_owned(), StatusCode::SWITCHING_PROTOCOLS.as_u16());
         HandshakeCounts {
-            switched: self
-                .requests
-                .get_or_create_owned(&RequestLabels { route: route.clone(), code }),
-            seconds: self.handshake_seconds.get_or_create_owned(&RouteLabel { route }),
+            switched: self.requests.of(RequestLabels { route: route.clone(), code }),
+            seconds: self.handshake_seconds.of(RouteLabel { route }),
         }
     }
 
     /// Notes that the config was read anew, and whether it took effect.
     pub fn reloaded(&self, successful: bool, at: SystemTime) {
         let outcome = if successful { "success" } else { "failure" };
-        self.reloads.get_or_create(&OutcomeLabel { outcome }).inc();
+        self.reloads.of(OutcomeLabel { outcome }).inc();
         self.last_reload_successful.set(i64::from(successful));
         if successful {
             self.took_effect(at);
@@ -472,7 +410,7 @@ impl Metrics {
 
     /// Notes a message of others that could not be queued.
     pub fn undeliverable(&self, reason: &'static str) {
-        self.undeliverable.get_or_create(&ReasonLabel { reason }).inc();
+        self.undeliverable.of(ReasonLabel { reason }).inc();
     }
 }
 
@@ -641,6 +579,8 @@ pub trait Collect: fmt::Debug + Send + Sync {
     fn sessions(&self) -> Vec<(String, u64)>;
     /// Whether a pool has so few backends in service that it does not go by health.
     fn panicking(&self) -> Vec<(String, bool)>;
+    /// How many other proxies have other backends in a pool; nothing where there is no registry.
+    fn ring_disagreements(&self) -> Vec<(String, u64)>;
     /// Rooms with a member here, and members of all of them.
     fn rooms(&self) -> (u64, u64);
     /// The most open files, and how many connections that allows.
@@ -668,6 +608,10 @@ impl Collect for Nothing {
         Vec::new()
     }
 
+    fn ring_disagreements(&self) -> Vec<(String, u64)> {
+        Vec::new()
+    }
+
     fn rooms(&self) -> (u64, u64) {
         (0, 0)
     }
@@ -687,12 +631,6 @@ impl Collect for Nothing {
 
 #[derive(Debug)]
 struct Collected(Box<dyn Collect>);
-
-/// The label of a pool.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct PoolLabel {
-    pool: String,
-}
 
 impl Collector for Collected {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
@@ -750,6 +688,13 @@ impl Collector for Collected {
             "pool_panicking",
             "Whether health is ignored because too few backends are in service",
             panicking.map(|(pool, is)| (PoolLabel { pool }, f64::from(u8::from(is)))),
+        )?;
+        let disagreements = self.0.ring_disagreements().into_iter();
+        gauges(
+            &mut encoder,
+            "ring_disagreements",
+            "Other proxies whose backends of a pool are others than here",
+            disagreements.map(|(pool, proxies)| (PoolLabel { pool }, proxies as f64)),
         )?;
         gauges(
             &mut encoder,

@@ -28,7 +28,7 @@ pub fn lines() -> io::Result<Lines> {
     Ok(writer.insert(lines).clone())
 }
 
-/// Counts the log events that standard error was too slow for.
+/// Counts the log events that standard error was too slow for, or did not take.
 pub fn dropped() -> Counter {
     DROPPED.clone()
 }

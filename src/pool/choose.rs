@@ -1,7 +1,7 @@
 //! A backend for what holds no place: a plain request, or a connection without a key.
 //!
-//! A request with a key goes where the key is placed, so that it meets the state that its
-//! connections made, and else where a connection would go; but it places nothing itself. What has
+//! A request with a key goes where the key is placed, by this proxy or by another, so that it meets
+//! the state that its connections made, and else where a connection would go; but it places nothing itself. What has
 //! no key goes anywhere: to the owner of a place on the ring that changes from one to the next,
 //! which spreads it by weight, needs no state but a counter, and knows at once the order of those
 //! to try if that one fails. In a pool without a ring that is so for all that comes, and the place
@@ -41,7 +41,9 @@ enum Hold {
 impl Choice {
     pub(super) fn of_key(pool: &Arc<Pool>, key: &str) -> Result<Self, NoBackend> {
         let position = ring::position(key.as_bytes());
-        let found = pool.find(key).map(|placed| (placed.backend, Hold::Nothing));
+        let found = pool.find(key).map(|placed| placed.backend);
+        let found = found.or_else(|| pool.find_elsewhere(key));
+        let found = found.map(|backend| (backend, Hold::Nothing));
         let found = found.or_else(|| select(pool, position, &[], Demand::Request));
         Self::new(pool, position, Some(key.into()), Demand::Request, found)
     }
@@ -106,6 +108,14 @@ impl Choice {
             if placed.live > 0 {
                 return Err(Stay::Live);
             }
+        } else if let Some(placed) =
+            self.key.as_deref().and_then(|key| self.pool.find_elsewhere(key))
+        {
+            if self.tried.iter().any(|one| Arc::ptr_eq(one, &placed)) {
+                return Err(Stay::Live);
+            }
+            self.backend = placed;
+            return Ok(());
         }
         let found = select(&self.pool, self.position, &self.tried, self.demand);
         (self.backend, self.hold) = found.ok_or(Stay::NoneLeft)?;

@@ -209,6 +209,11 @@ impl Clearing {
         self.placements.let_go(keys, &self.backend);
     }
 
+    /// Whether something of a key that was let go may still live where it was.
+    pub fn is_leaving(&self, key: &str) -> bool {
+        self.placements.is_leaving(key)
+    }
+
     /// Forgets sessions, as far as they are that backend's.
     pub fn forget(&self, sessions: &[Arc<str>]) {
         self.sessions.forget(sessions, &self.backend);
@@ -225,6 +230,27 @@ impl Pool {
     /// Takes away one cause of the drain of `backend`, which ends with the last.
     pub fn undrain(&self, backend: &Arc<Backend>, cause: DrainCause) {
         self.tell_of_drain(backend, backend.drains().remove(cause));
+    }
+
+    /// Drains by [`DrainCause::Api`] these backends, by their ids, and no others, also those that come
+    /// by a reload: operators ask all proxies for it.
+    pub fn drain_only(&self, ids: &[String]) {
+        let asked = ids.iter().cloned().collect();
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = asked;
+        for backend in self.backends.iter().cloned().chain(self.departed()) {
+            if ids.iter().any(|id| id == backend.id()) {
+                self.drain(&backend, DrainCause::Api);
+            } else {
+                self.undrain(&backend, DrainCause::Api);
+            }
+        }
+    }
+
+    /// Drains who is new to the config and was asked for before.
+    pub(super) fn drain_asked(&self) {
+        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let is_asked = |backend: &&Arc<Backend>| asked.contains(backend.id());
+        self.backends.iter().filter(is_asked).for_each(|one| self.drain(one, DrainCause::Api));
     }
 
     /// Drains all backends, because the pool left the config.
@@ -273,15 +299,19 @@ impl Pool {
 
     fn tell_of_drain(&self, backend: &Arc<Backend>, change: Option<DrainChange>) {
         let Some(change) = change else { return };
-        let clearing = Clearing {
+        (self.observer)(&Event::Drain(change, self.clearing(backend)));
+    }
+
+    /// What `backend` has, and how to let go of it.
+    pub(super) fn clearing(&self, backend: &Arc<Backend>) -> Clearing {
+        Clearing {
             pool: self.settings.name.as_str().into(),
             backend: Arc::clone(backend),
             by_key: self.places_keys(),
             span: self.settings.drain_timeout,
             placements: Arc::clone(&self.placements),
             sessions: Arc::clone(&self.sessions),
-        };
-        (self.observer)(&Event::Drain(change, clearing));
+        }
     }
 }
 
@@ -393,6 +423,24 @@ mod tests {
         let drain = new.backend("a").unwrap().drain().unwrap();
         assert_eq!(drain.since, since);
         assert!(drain.causes().eq([DrainCause::Api]));
+    }
+
+    #[test]
+    fn those_asked_for_are_drained_and_no_others_also_if_they_come_later() {
+        let pool = pool(&["a", "b"]);
+        let drained = |pool: &Pool| {
+            let all = pool.backends().iter().filter(|one| one.is_draining());
+            all.map(|one| one.id().to_owned()).collect::<Vec<_>>()
+        };
+        pool.drain(pool.backend("b").unwrap(), DrainCause::Api);
+        pool.drain_only(&["a".to_owned(), "c".to_owned()]);
+        assert_eq!(drained(&pool), ["a"]);
+        let mut more = pool.settings().clone();
+        more.backends.push(backend_settings("c", 1));
+        let more = pool.rebuild(more);
+        assert_eq!(drained(&more), ["a", "c"]);
+        more.drain_only(&[]);
+        assert!(drained(&more).is_empty());
     }
 
     #[test]

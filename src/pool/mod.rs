@@ -20,6 +20,9 @@
 //! Who may have something new, `select.rs` says for all of them: health, limits, bounded load and
 //! slow start come together there.
 //!
+//! Where proxies share a registry, other proxies have keys of the pool too: `elsewhere.rs` knows
+//! what they say, and who gives way if two have placed a key differently.
+//!
 //! A pool is built whole and never changed: a reload [builds another](Pool::rebuild), with a ring
 //! of its own, that shares the backends that stay and the table of placements. Changes of a
 //! backend's state are told to the [`Observer`] that the pool was built with, which logs them and
@@ -32,6 +35,7 @@ pub mod balance;
 pub mod choose;
 pub mod dial;
 pub mod drain;
+mod elsewhere;
 pub mod health;
 pub mod placement;
 pub mod ring;
@@ -43,6 +47,7 @@ pub mod tls;
 pub mod verdict;
 mod websocket_check;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -53,7 +58,7 @@ use std::time::{Duration, Instant};
 pub use self::backend::Backend;
 pub use self::choose::Choice;
 pub use self::drain::{Clearing, DrainCause, DrainChange};
-pub use self::placement::Placement;
+pub use self::placement::{Placement, Teller};
 pub use self::table::{Moved, PlacedKey, Stay};
 pub use self::verdict::State;
 
@@ -63,7 +68,6 @@ use self::ring::Ring;
 use self::select::Demand;
 use self::sessions::Sessions;
 use self::verdict::{Check, Policy, Transition};
-
 /// No backend of a pool may be given what has come: a 503.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoBackend {
@@ -116,6 +120,24 @@ pub enum Event {
     Panic(PanicEvent),
     /// A backend is drained, or no longer, or for another cause.
     Drain(DrainChange, Clearing),
+    /// A key was let go at a backend, because other proxies have it at one that comes first: its
+    /// connections there are to be closed.
+    GaveWay {
+        /// The key.
+        key: Arc<str>,
+        /// The backend that it was at, and what is there.
+        clearing: Clearing,
+    },
+    /// A key is kept at a backend although other proxies have it at one that comes first, which can't
+    /// be reached from here.
+    Disputed {
+        /// The name of its pool.
+        pool: String,
+        /// The key.
+        key: Arc<str>,
+        /// Where it is.
+        backend: Arc<Backend>,
+    },
 }
 
 /// Is told of every change of a backend's state, of panics and of drains, by whatever thread caused it.
@@ -141,6 +163,8 @@ pub struct Pool {
     rotation: Mutex<Rotation>,
     /// The panic that the observer was last told of.
     told_panic: Arc<Mutex<bool>>,
+    /// Backends that operators want drained by all proxies, by id; also such as it does not have.
+    asked: Arc<Mutex<HashSet<String>>>,
     observer: Observer,
 }
 
@@ -150,6 +174,7 @@ struct Shared {
     placements: Arc<Placements>,
     sessions: Arc<Sessions>,
     told_panic: Arc<Mutex<bool>>,
+    asked: Arc<Mutex<HashSet<String>>>,
 }
 
 impl Pool {
@@ -198,6 +223,7 @@ impl Pool {
             placements: Arc::clone(&self.placements),
             sessions: Arc::clone(&self.sessions),
             told_panic: Arc::clone(&self.told_panic),
+            asked: Arc::clone(&self.asked),
         };
         let departed = left.iter().map(Arc::downgrade).collect();
         let kind = settings.health.kind.clone();
@@ -214,6 +240,8 @@ impl Pool {
             }
         }
         left.iter().for_each(|backend| pool.drain(backend, DrainCause::Removed));
+        pool.drain_asked();
+        pool.settle_all();
         pool
     }
 
@@ -224,7 +252,7 @@ impl Pool {
         departed: Vec<Weak<Backend>>,
         observer: Observer,
     ) -> Arc<Self> {
-        let Shared { placements, sessions, told_panic } = shared;
+        let Shared { placements, sessions, told_panic, asked } = shared;
         let on_ring =
             if settings.balance == Balance::ConsistentHash { &settings.backends[..] } else { &[] };
         let ring = Ring::new(on_ring.iter().map(|one| (one.id.as_str(), one.weight)));
@@ -239,6 +267,7 @@ impl Pool {
             seed: u64::from_ne_bytes(crate::random::bytes()),
             rotation: Mutex::default(),
             told_panic,
+            asked,
             observer,
         })
     }
@@ -414,6 +443,11 @@ impl Pool {
     /// The ring of all its backends, whose indexes are those of [`backends`](Self::backends).
     pub fn ring(&self) -> &Ring {
         &self.ring
+    }
+
+    /// The fingerprint of what the ring is made of: the same on every proxy with the same backends.
+    pub fn fingerprint(&self) -> String {
+        ring::fingerprint(self.settings.backends.iter().map(|one| (one.id.as_str(), one.weight)))
     }
 
     /// The home of a key, whatever its health; `None` only if the pool is empty.

@@ -8,50 +8,115 @@
 //! The table behind it is one for all workers of the proxy, and read when connections come and
 //! go, never per message. What it decides is in `table.rs`; here is the lock around it, held for
 //! a look-up or two, and while a new key walks the ring to its first backend in service.
+//!
+//! Where the pool is [shared](Pool::share) with other proxies, the same lock is around what those
+//! have said (`elsewhere.rs`), and each change of a key here is settled with that before it is let
+//! go of: so what others are told, they are told in the order in which it happened.
 
 use std::cell::RefCell;
 use std::fmt;
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::backend::Slot;
+use super::elsewhere::{Elsewhere, Seen, Settled};
 use super::table::{Moved, Phase, PlacedKey, Stay, Table, Ticket};
-use super::{Backend, NoBackend, Pool, ring};
+use super::{Backend, Event, NoBackend, Pool, ring};
 
 /// How long a key that was let go keeps those waiting who come for it. A backend that does not
 /// answer a Close is cut later than that.
 const VACATED_WITHIN: Duration = Duration::from_secs(2);
 
+/// Tells other proxies where a key of a pool is, or with `None` that it is nowhere here: pool, key,
+/// backend id. Called under the lock of all keys of the pool; must not wait.
+pub type Teller = Arc<dyn Fn(&str, &str, Option<&str>) + Send + Sync>;
+
 /// Where the keys of a pool are; outlives the reload of its pool.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Placements {
-    table: Mutex<Table>,
+    places: Mutex<Places>,
     /// Keys that are leaving; written while the table is locked, and zero but for drains.
     leaving: AtomicUsize,
     /// Tells of each key that has left.
     left: Notify,
+    /// Present where other proxies have keys of the pool too.
+    sharing: OnceLock<Sharing>,
+}
+
+#[derive(Default)]
+struct Places {
+    here: Table,
+    elsewhere: Elsewhere,
+}
+
+struct Sharing {
+    pool: String,
+    teller: Teller,
+}
+
+impl Sharing {
+    fn tell(&self, key: &str, backend: Option<&str>) {
+        (self.teller)(&self.pool, key, backend);
+    }
 }
 
 impl Placements {
     pub(super) fn find(&self, key: &str) -> Option<PlacedKey> {
-        self.lock().find(key)
+        self.lock().here.find(key)
     }
 
     pub(super) fn list(&self) -> Vec<PlacedKey> {
-        self.lock().list()
+        self.lock().here.list()
     }
 
     pub(super) fn keys_at(&self, backend: &Arc<Backend>) -> Vec<Arc<str>> {
-        self.lock().keys_at(backend)
+        self.lock().here.keys_at(backend)
     }
 
     pub(super) fn let_go(&self, keys: &[Arc<str>], backend: &Arc<Backend>) {
-        self.change(|table| table.let_go(keys, backend));
+        self.change(|places| {
+            places.here.let_go(keys, backend);
+            let Some(sharing) = self.sharing.get() else { return };
+            for key in keys {
+                let is_gone = places.here.find(key).is_none();
+                if is_gone && places.elsewhere.closed_at(key, &backend.shared_id()) {
+                    sharing.tell(key, None);
+                }
+            }
+        });
+    }
+
+    pub(super) fn share(&self, pool: &str, teller: Teller) {
+        // A pool is shared once, by whoever has made it.
+        let _ = self.sharing.set(Sharing { pool: pool.to_owned(), teller });
+    }
+
+    /// Changes the place of a key, and settles that with other proxies.
+    fn change_key<T>(
+        &self,
+        pool: &Pool,
+        key: &str,
+        change: impl FnOnce(&mut Table, &Elsewhere) -> T,
+    ) -> T {
+        let (changed, told) = self.change(|places| {
+            let changed = change(&mut places.here, &places.elsewhere);
+            let told = self.sharing.get().and_then(|sharing| places.settle(sharing, pool, key));
+            (changed, told)
+        });
+        if let Some(told) = told {
+            pool.tell_of_place(told);
+        }
+        changed
+    }
+
+    /// What others were told: keys and backends' ids.
+    pub(super) fn told(&self) -> Vec<(Arc<str>, Arc<str>)> {
+        self.lock().elsewhere.told()
     }
 
     /// See [`Pool::vacated`].
@@ -64,7 +129,7 @@ impl Placements {
                 let mut left = pin!(self.left.notified());
                 // From now on none is missed.
                 left.as_mut().enable();
-                if !self.lock().is_leaving(key) {
+                if !self.lock().here.is_leaving(key) {
                     return;
                 }
                 left.await;
@@ -74,24 +139,158 @@ impl Placements {
         let _ = timeout(VACATED_WITHIN, vacated).await;
     }
 
+    /// Whether a key was let go, and something of it may still live where it was.
+    pub(super) fn is_leaving(&self, key: &str) -> bool {
+        self.lock().here.is_leaving(key)
+    }
+
     /// Changes the table, and tells those that wait if a key has left.
-    fn change<T>(&self, change: impl FnOnce(&mut Table) -> T) -> T {
-        let mut table = self.lock();
-        let changed = change(&mut table);
-        let (before, now) = (self.leaving.load(Ordering::Relaxed), table.leaving());
+    fn change<T>(&self, change: impl FnOnce(&mut Places) -> T) -> T {
+        let mut places = self.lock();
+        let changed = change(&mut places);
+        let (before, now) = (self.leaving.load(Ordering::Relaxed), places.here.leaving());
         if before != now {
             self.leaving.store(now, Ordering::Release);
         }
-        drop(table);
+        drop(places);
         if now < before {
             self.left.notify_waiters();
         }
         changed
     }
 
-    fn lock(&self) -> MutexGuard<'_, Table> {
-        // Nothing in the table can panic between two halves of a change.
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Places> {
+        // Nothing in the tables can panic between two halves of a change.
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Placements {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Placements").finish_non_exhaustive()
+    }
+}
+
+/// What comes of a key that other proxies have elsewhere.
+pub(super) enum Told {
+    /// It was let go, and its connections at this backend are to be closed.
+    GaveWay(Arc<str>, Arc<Backend>),
+    /// It is kept at this backend, though it should be at another.
+    Disputed(Arc<str>, Arc<Backend>),
+}
+
+impl Places {
+    /// Has others know of a key what they are to know, and lets it go where it has to give way.
+    fn settle(&mut self, sharing: &Sharing, pool: &Pool, key: &str) -> Option<Told> {
+        let Some(PlacedKey { key, backend, .. }) = self.here.find(key) else {
+            if self.elsewhere.gone(key) {
+                sharing.tell(key, None);
+            }
+            return None;
+        };
+        let own = backend.shared_id();
+        let at_home = pool.home(&key).is_some_and(|home| home.id() == &*own);
+        let (settled, is_disputed) =
+            self.elsewhere.settle(&key, &own, at_home, pool.seen_from(&key));
+        match settled {
+            Settled::Stays => {}
+            Settled::IsTold => sharing.tell(&key, Some(&own)),
+            Settled::GivesWay => {
+                self.here.let_go(std::slice::from_ref(&key), &backend);
+                if self.elsewhere.gone(&key) {
+                    sharing.tell(&key, None);
+                }
+                return Some(Told::GaveWay(key, backend));
+            }
+        }
+        is_disputed.then_some(Told::Disputed(key, backend))
+    }
+}
+
+impl Pool {
+    /// Shares the places of its keys with other proxies, which `teller` reaches. Once, before
+    /// anything is placed.
+    pub fn share(&self, teller: Teller) {
+        self.placements.share(self.name(), teller);
+    }
+
+    /// Takes what another proxy says of a key: the id of the backend where it has it, `None` if it
+    /// has it nowhere.
+    pub fn hear(&self, key: &str, proxy: &str, backend: Option<&str>) {
+        if !self.places_keys() {
+            return;
+        }
+        self.placements.change(|places| places.elsewhere.hear(key, proxy, backend));
+        self.placements.change_key(self, key, |_, _| ());
+    }
+
+    /// Takes all that other proxies say of its keys: keys, proxies and backends' ids.
+    pub fn hear_anew(&self, all: &[(String, String, String)]) {
+        if !self.places_keys() {
+            return;
+        }
+        let touched = self.placements.change(|places| places.elsewhere.hear_anew(all));
+        // One after the other, so that nobody waits for the lock for long.
+        for key in touched {
+            self.placements.change_key(self, &key, |_, _| ());
+            self.placements.change(|places| {
+                let Some(sharing) = self.placements.sharing.get() else { return };
+                let own = places.here.find(&key).map(|placed| placed.backend);
+                let own =
+                    own.filter(|own| self.home(&key).is_some_and(|home| home.id() == own.id()));
+                if own.is_some_and(|own| places.elsewhere.tidy(&key, own.id())) {
+                    sharing.tell(&key, None);
+                }
+            });
+        }
+    }
+
+    /// The keys that other proxies are to know of, with their backends' ids.
+    pub fn told(&self) -> Vec<(Arc<str>, Arc<str>)> {
+        self.placements.told()
+    }
+
+    /// Where other proxies have a key that is not placed here, if that backend is known and not lost.
+    pub fn find_elsewhere(&self, key: &str) -> Option<Arc<Backend>> {
+        self.followed(&self.placements.lock().elsewhere, key).cloned()
+    }
+
+    fn followed(&self, elsewhere: &Elsewhere, key: &str) -> Option<&Arc<Backend>> {
+        self.backend(elsewhere.follow(key, self.seen_from(key))?)
+    }
+
+    /// Settles every key with other proxies, because homes may be others now.
+    pub(super) fn settle_all(&self) {
+        if self.placements.sharing.get().is_none() {
+            return;
+        }
+        for PlacedKey { key, .. } in self.placements.list() {
+            self.placements.change_key(self, &key, |_, _| ());
+        }
+    }
+
+    /// Its backends in the order in which they come from the position of a key.
+    fn seen_from(&self, key: &str) -> impl Iterator<Item = Seen<'_>> {
+        let walk = self.ring().walk(ring::position(key.as_bytes()));
+        walk.filter_map(|index| self.backends().get(index)).map(|backend| Seen {
+            id: backend.id(),
+            is_lost: backend.is_lost(),
+            in_service: backend.in_service(),
+            is_draining: backend.is_draining(),
+        })
+    }
+
+    fn tell_of_place(&self, told: Told) {
+        match told {
+            Told::GaveWay(key, backend) => {
+                let clearing = self.clearing(&backend);
+                (self.observer)(&Event::GaveWay { key, clearing });
+            }
+            Told::Disputed(key, backend) => {
+                let pool = self.name().to_owned();
+                (self.observer)(&Event::Disputed { pool, key, backend });
+            }
+        }
     }
 }
 
@@ -119,7 +318,21 @@ struct Choices {
 impl Choices {
     /// Chooses a backend and takes its place for the connection, in one: whoever comes for the
     /// same key meanwhile finds it counted.
-    fn choose(&self, tried: &[Arc<Backend>]) -> Option<Arc<Backend>> {
+    ///
+    /// Where other proxies have the key it goes there or nowhere, as it does where it has live
+    /// connections here: also to one that is full or out of service, and to no other if it can't be
+    /// connected to, until it is lost.
+    fn choose(
+        &self,
+        key: &str,
+        elsewhere: &Elsewhere,
+        tried: &[Arc<Backend>],
+    ) -> Option<Arc<Backend>> {
+        if let Some(followed) = self.pool.followed(elsewhere, key) {
+            let is_tried = tried.iter().any(|one| Arc::ptr_eq(one, followed));
+            self.slot.replace(None);
+            return (!is_tried).then(|| Arc::clone(followed));
+        }
         let slot = self.pool.admit(self.position, tried)?;
         let backend = Arc::clone(slot.backend());
         self.slot.replace(Some(slot));
@@ -137,7 +350,9 @@ impl Placement {
             tried: Vec::new(),
             slot: RefCell::default(),
         };
-        let ticket = placements.lock().place(key, &|tried| choices.choose(tried));
+        let ticket = placements.change_key(pool, key, |here, elsewhere| {
+            here.place(key, &|tried| choices.choose(key, elsewhere, tried))
+        });
         let ticket = ticket.ok_or_else(|| pool.no_backend())?;
         Ok(Self { placements, ticket, choices: Some(Box::new(choices)) })
     }
@@ -169,7 +384,10 @@ impl Placement {
         choices.tried.push(Arc::clone(&self.ticket.backend));
         let choices = &*choices;
         let ticket = &mut self.ticket;
-        self.placements.change(|table| table.go_on(ticket, &|tried| choices.choose(tried)))?;
+        let key = Arc::clone(&ticket.key);
+        self.placements.change_key(&choices.pool, &key, |here, elsewhere| {
+            here.go_on(ticket, &|tried| choices.choose(&key, elsewhere, tried))
+        })?;
         if choices.tried.iter().any(|one| Arc::ptr_eq(one, &self.ticket.backend)) {
             return Err(Stay::NoneLeft);
         }
@@ -192,7 +410,10 @@ impl Placement {
             return Ok(());
         };
         let ticket = &mut self.ticket;
-        self.placements.change(|table| table.establish(ticket, &|tried| choices.choose(tried)))?;
+        let key = Arc::clone(&ticket.key);
+        self.placements.change_key(&choices.pool, &key, |here, elsewhere| {
+            here.establish(ticket, &|tried| choices.choose(&key, elsewhere, tried))
+        })?;
         self.choices = None;
         Ok(())
     }
@@ -216,8 +437,16 @@ impl Placement {
 impl Drop for Placement {
     fn drop(&mut self) {
         let phase = if self.is_live() { Phase::Live } else { Phase::UnderWay };
-        let ticket = &mut self.ticket;
-        self.placements.change(|table| table.leave(ticket, phase));
+        let ticket = &self.ticket;
+        self.placements.change(|places| {
+            places.here.leave(ticket, phase);
+            if let Some(sharing) = self.placements.sharing.get()
+                && places.here.find(&ticket.key).is_none()
+                && places.elsewhere.gone(&ticket.key)
+            {
+                sharing.tell(&ticket.key, None);
+            }
+        });
     }
 }
 

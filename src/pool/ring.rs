@@ -39,6 +39,21 @@ pub fn position(key: &[u8]) -> u64 {
     xxh3_64(key)
 }
 
+/// A fingerprint of what a ring is made of, each backend's id and weight: 16 hexadecimal digits.
+///
+/// The xxh3-64 of the backends in the order of their ids: the id's bytes, a zero byte, and the weight
+/// as 32-bit little-endian. Proxies compare it, so it is the same in every version.
+pub fn fingerprint<'a>(backends: impl IntoIterator<Item = (&'a str, NonZeroU32)>) -> String {
+    let sorted: BTreeMap<&str, NonZeroU32> = backends.into_iter().collect();
+    let mut bytes = Vec::new();
+    for (id, weight) in sorted {
+        bytes.extend_from_slice(id.as_bytes());
+        bytes.push(0);
+        bytes.extend_from_slice(&weight.get().to_le_bytes());
+    }
+    format!("{:016x}", xxh3_64(&bytes))
+}
+
 /// A ring of backends, which it knows by their index in the list it was built from.
 pub struct Ring {
     /// No two points have the same position.

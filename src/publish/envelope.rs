@@ -13,16 +13,17 @@ use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use serde::de::{self, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{Action, MAX_MESSAGE_BYTES};
+use super::Action;
 use crate::ws::close::{CLOSE_CODES, CLOSE_TEXT_BYTES, CloseCode};
 use crate::ws::message::Payload;
 use crate::ws::rooms::{MAX_ROOMS, NotARoom, Room};
 
-/// The longest message with all that stands around it: the largest payload in base64, and lists.
-pub const MAX_ENVELOPE_BYTES: usize = 2 * MAX_MESSAGE_BYTES;
+/// How much longer a message may be with all that stands around it: its payload in base64, and lists.
+const AROUND: usize = 2;
 /// The most connections that a message may leave out.
 pub const MAX_EXCEPT: usize = 1000;
 
@@ -41,10 +42,12 @@ pub struct Envelope {
 #[derive(Debug, thiserror::Error)]
 pub enum EnvelopeError {
     /// It is too long to be looked at.
-    #[error("it has {bytes} bytes; at most {MAX_ENVELOPE_BYTES} are read")]
+    #[error("it has {bytes} bytes; at most {most} are read")]
     TooLong {
         /// How many it has.
         bytes: usize,
+        /// How many are read.
+        most: usize,
     },
     /// It begins with something else.
     #[error("it is neither a JSON object nor a map of MessagePack")]
@@ -68,10 +71,12 @@ pub enum EnvelopeError {
         count: usize,
     },
     /// Its payload is too long.
-    #[error("the message has {bytes} bytes; at most {MAX_MESSAGE_BYTES} are sent")]
+    #[error("the message has {bytes} bytes; at most {most} are sent")]
     TooLarge {
         /// How many it has.
         bytes: usize,
+        /// How many are sent.
+        most: usize,
     },
     /// No endpoint may send this code.
     #[error("close: {CLOSE_CODES}, not {code}")]
@@ -100,6 +105,67 @@ pub enum EnvelopeError {
         /// How many.
         count: usize,
     },
+}
+
+/// A message to be written.
+#[derive(Clone, Copy, Debug)]
+pub enum Said<'a> {
+    /// A data message.
+    Message(Payload<'a>),
+    /// A Close with this code and text.
+    Close(CloseCode, &'a str),
+    /// Into this room.
+    Join(&'a Room),
+    /// Out of this room.
+    Leave(&'a Room),
+}
+
+#[derive(Default, Serialize)]
+struct Written<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    binary: Option<AsBytes<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    close: Option<WrittenClose<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    join: Option<[&'a str; 1]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    leave: Option<[&'a str; 1]>,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    except: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    connection: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct WrittenClose<'a> {
+    code: u16,
+    reason: &'a str,
+}
+
+struct AsBytes<'a>(&'a [u8]);
+
+impl Serialize for AsBytes<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(self.0)
+    }
+}
+
+/// Writes a message in MessagePack: to all of an audience but `except`, or to one `connection`.
+pub fn write(said: Said<'_>, except: &[String], connection: Option<&str>) -> Bytes {
+    let mut written = Written { except, connection, ..Written::default() };
+    match said {
+        Said::Message(Payload::Text(text)) => written.text = Some(text),
+        Said::Message(Payload::Binary(bytes)) => written.binary = Some(AsBytes(bytes)),
+        Said::Close(code, reason) => {
+            written.close = Some(WrittenClose { code: code.get(), reason });
+        }
+        Said::Join(room) => written.join = Some([room.as_str()]),
+        Said::Leave(room) => written.leave = Some([room.as_str()]),
+    }
+    // Into memory, of plain fields: that has no way to fail.
+    rmp_serde::to_vec_named(&written).unwrap_or_default().into()
 }
 
 #[derive(Debug, Deserialize)]
@@ -149,14 +215,14 @@ impl<'de> Deserialize<'de> for Binary {
     }
 }
 
-/// Reads a message.
+/// Reads a message of which at most `most` bytes go to a client.
 ///
 /// # Errors
 ///
 /// Everything that is wrong with it: see [`EnvelopeError`].
-pub fn read(bytes: &[u8]) -> Result<Envelope, EnvelopeError> {
-    if bytes.len() > MAX_ENVELOPE_BYTES {
-        return Err(EnvelopeError::TooLong { bytes: bytes.len() });
+pub fn read(bytes: &[u8], most: usize) -> Result<Envelope, EnvelopeError> {
+    if bytes.len() > AROUND * most {
+        return Err(EnvelopeError::TooLong { bytes: bytes.len(), most: AROUND * most });
     }
     let fields = match bytes.first() {
         Some(b'{' | b' ' | b'\t' | b'\n' | b'\r')
@@ -168,7 +234,7 @@ pub fn read(bytes: &[u8]) -> Result<Envelope, EnvelopeError> {
         Some(0x80..=0x8f | 0xde | 0xdf) => message_pack(bytes)?,
         _ => return Err(EnvelopeError::NoObject),
     };
-    resolve(fields)
+    resolve(fields, most)
 }
 
 fn message_pack(mut bytes: &[u8]) -> Result<Fields, EnvelopeError> {
@@ -177,7 +243,7 @@ fn message_pack(mut bytes: &[u8]) -> Result<Fields, EnvelopeError> {
     if bytes.is_empty() { Ok(fields) } else { Err(EnvelopeError::Trailing { bytes: bytes.len() }) }
 }
 
-fn resolve(fields: Fields) -> Result<Envelope, EnvelopeError> {
+fn resolve(fields: Fields, most: usize) -> Result<Envelope, EnvelopeError> {
     let Fields { text, binary, close, join, leave, except, connection } = fields;
     let given =
         [text.is_some(), binary.is_some(), close.is_some(), join.is_some(), leave.is_some()];
@@ -189,8 +255,8 @@ fn resolve(fields: Fields) -> Result<Envelope, EnvelopeError> {
         return Err(EnvelopeError::TooManyExcept { count: except.len() });
     }
     let actions = [
-        text.map(|text| send(Payload::Text(&text))),
-        binary.map(|Binary(bytes)| send(Payload::Binary(&bytes))),
+        text.map(|text| send(Payload::Text(&text), most)),
+        binary.map(|Binary(bytes)| send(Payload::Binary(&bytes), most)),
         close.map(|CloseFields { code, reason }| farewell(code, reason)),
         join.map(|names| Ok(Action::Join(rooms(&names)?))),
         leave.map(|names| Ok(Action::Leave(rooms(&names)?))),
@@ -200,10 +266,10 @@ fn resolve(fields: Fields) -> Result<Envelope, EnvelopeError> {
     Ok(Envelope { action, except, connection })
 }
 
-fn send(payload: Payload<'_>) -> Result<Action, EnvelopeError> {
+fn send(payload: Payload<'_>, most: usize) -> Result<Action, EnvelopeError> {
     let bytes = payload.len();
-    if bytes > MAX_MESSAGE_BYTES {
-        return Err(EnvelopeError::TooLarge { bytes });
+    if bytes > most {
+        return Err(EnvelopeError::TooLarge { bytes, most });
     }
     Ok(Action::Send(payload.frame()))
 }
@@ -228,7 +294,12 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
+    use super::super::MAX_MESSAGE_BYTES;
     use super::*;
+
+    fn read(bytes: &[u8]) -> Result<Envelope, EnvelopeError> {
+        super::read(bytes, MAX_MESSAGE_BYTES)
+    }
 
     fn of_json(value: &Value) -> Result<Envelope, String> {
         read(value.to_string().as_bytes()).map_err(|error| error.to_string())
@@ -305,7 +376,10 @@ mod tests {
         }
         assert!(read(b"").is_err() && read(b" ").is_err());
         assert!(
-            read(&vec![b' '; MAX_ENVELOPE_BYTES + 1]).unwrap_err().to_string().contains("read")
+            read(&vec![b' '; AROUND * MAX_MESSAGE_BYTES + 1])
+                .unwrap_err()
+                .to_string()
+                .contains("read")
         );
         let largest = json!({"text": "x".repeat(MAX_MESSAGE_BYTES)});
         assert!(of_json(&largest).is_ok());
@@ -318,6 +392,25 @@ mod tests {
             // Each format by its first bytes.
             let _ = read(&[b"{\"text\":", &bytes[..]].concat());
             let _ = read(&[b"\x81\xa4text", &bytes[..]].concat());
+        }
+
+        #[test]
+        fn what_we_write_is_read(which in 0_u8..5, text in ".{1,40}", bytes in prop::collection::vec(any::<u8>(), 0..50),
+                                 except in prop::collection::vec("[a-z.]{1,9}", 0..4), connection in prop::option::of("[a-z.]{1,9}")) {
+            let room = room(&text);
+            let (said, action) = match which {
+                0 => (Said::Message(Payload::Text(&text)), Action::Send(Payload::Text(&text).frame())),
+                1 => (Said::Message(Payload::Binary(&bytes)), Action::Send(Payload::Binary(&bytes).frame())),
+                2 => {
+                    let reason = text.get(..30).unwrap_or_default();
+                    let close = Action::Close { code: CloseCode::NORMAL, text: reason.into() };
+                    (Said::Close(CloseCode::NORMAL, reason), close)
+                }
+                3 => (Said::Join(&room), Action::Join(vec![room.clone()])),
+                _ => (Said::Leave(&room), Action::Leave(vec![room.clone()])),
+            };
+            let written = write(said, &except, connection.as_deref());
+            prop_assert_eq!(read(&written).unwrap(), Envelope { action, except, connection });
         }
 
         #[test]

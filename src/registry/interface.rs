@@ -89,6 +89,13 @@ pub struct Peer {
     pub rings: Vec<(String, String)>,
 }
 
+impl Peer {
+    /// Whether its ring of the pool of this name is another than the one with this fingerprint.
+    pub fn has_other_ring(&self, pool: &str, ring: &str) -> bool {
+        self.rings.iter().any(|(name, other)| name == pool && other != ring)
+    }
+}
+
 /// Whether the registry can be reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
@@ -98,6 +105,17 @@ pub enum State {
     Up,
     /// It is away.
     Away,
+}
+
+impl State {
+    /// Its word in the HTTP API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Own => "own",
+            Self::Up => "up",
+            Self::Away => "away",
+        }
+    }
 }
 
 /// The registry could not be asked, or did not answer in time.

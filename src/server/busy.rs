@@ -30,14 +30,14 @@ impl Busy {
         let _ = self.workers.set(workers);
     }
 
-    fn each(&self) -> Vec<Duration> {
+    fn each(&self) -> impl Iterator<Item = Duration> {
         let workers = self.workers.get().into_iter().flatten();
-        workers.map(|worker| worker.worker_total_busy_duration(0)).collect()
+        workers.map(|worker| worker.worker_total_busy_duration(0))
     }
 
     /// How long all of them together have been busy.
     pub(super) fn total(&self) -> Duration {
-        self.each().into_iter().sum()
+        self.each().sum()
     }
 
     /// Which share of the last seconds the busiest was busy.
@@ -49,13 +49,19 @@ impl Busy {
     pub(super) async fn sample(&self) {
         let mut spans = interval(SPAN);
         spans.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut before = (spans.tick().await, self.each());
+        let mut began = spans.tick().await;
+        let mut before: Vec<Duration> = self.each().collect();
+        // Filled anew each time: an idle proxy takes nothing of the heap.
+        let mut now = Vec::with_capacity(before.len());
         loop {
             spans.tick().await;
-            let now = (Instant::now(), self.each());
-            let share = share_of_busiest(&before.1, &now.1, now.0 - before.0);
+            let ended = Instant::now();
+            now.clear();
+            now.extend(self.each());
+            let share = share_of_busiest(&before, &now, ended - began);
             self.busiest.store(share.to_bits(), Ordering::Relaxed);
-            before = now;
+            began = ended;
+            std::mem::swap(&mut before, &mut now);
         }
     }
 }

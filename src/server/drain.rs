@@ -12,6 +12,10 @@
 //!
 //! At the end whoever is still there is closed without a turn: who came late, or has no key. A
 //! drained backend stays drained after that; there is just nothing left to do.
+//!
+//! A single key that [gives way](Conductor::give_way) to other proxies is closed at once. Its workers
+//! are told again as long as something of it is there: one whose handshake was just answered has no
+//! backend yet when they look for it first.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -40,6 +44,9 @@ const STEP: Duration = Duration::from_millis(50);
 const REFUSING_GRACE: Duration = Duration::from_secs(1);
 /// How often is looked whether the rest has ended.
 const LOOK: Duration = Duration::from_millis(250);
+/// How often a worker is told of a key that gives way. After that it has at least been told to close
+/// whatever is left, which is cut in the end.
+const TOLD_OF_KEY: usize = 20;
 
 /// What is closed.
 #[derive(Clone, Debug)]
@@ -188,6 +195,13 @@ impl Conductor {
         }
     }
 
+    /// Has the connections of a key closed that was let go at a backend. May be called on any thread.
+    pub(crate) fn give_way(&self, key: Arc<str>, clearing: Clearing) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn_on(close_key(self.inboxes.clone(), key, clearing), &self.control);
+    }
+
     /// Stops the mass close of a backend that is lost: its connections end all the same.
     pub(crate) fn lost(&self, backend: &Arc<Backend>) {
         stop_of(&mut self.drains.lock().unwrap_or_else(PoisonError::into_inner), backend);
@@ -196,6 +210,21 @@ impl Conductor {
     /// Ends all of them at once, because the proxy stops.
     pub(crate) fn end(&self) {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
+    }
+}
+
+async fn close_key(inboxes: Vec<mpsc::Sender<Message>>, key: Arc<str>, clearing: Clearing) {
+    for _ in 0..TOLD_OF_KEY {
+        for inbox in &inboxes {
+            let (pool, key) = (Arc::clone(&clearing.pool), Arc::clone(&key));
+            let message = Message::KeyGaveWay { pool, key, backend: clearing.backend.shared_id() };
+            // A worker that has ended has no connections.
+            let _ = inbox.send(message).await;
+        }
+        sleep(LOOK).await;
+        if !clearing.is_leaving(&key) {
+            return;
+        }
     }
 }
 

@@ -8,6 +8,7 @@
 mod busy;
 mod drain;
 mod expiry;
+pub mod plan;
 mod registry;
 pub mod reload;
 mod worker;
@@ -16,7 +17,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -35,13 +36,11 @@ use crate::fleet::{self, Door, Fleet, Message, Order};
 use crate::http::{Shared, Snapshot};
 use crate::listen::{ListenError, Listener, ListenerSettings, Loads};
 use crate::observe::access_log::{AccessLog, OpenError, Opened};
-use crate::observe::metrics::{
-    BackendLabels, BackendSample, Collect, DrainLabels, ListenerLabel, Metrics, StateLabels,
-    WorkerSample,
-};
+use crate::observe::labels::{BackendLabels, DrainLabels, ListenerLabel, PoolLabel, StateLabels};
+use crate::observe::metrics::{BackendSample, Collect, Metrics, WorkerSample};
 use crate::observe::rate::{Allowed, allowed};
 use crate::pool::{self, Backend, BackendEvent, Clearing, DrainChange, PanicEvent, Pool, State};
-use crate::publish::Audience;
+use crate::publish::{Audience, MAX_MESSAGE_BYTES};
 use crate::registry::Registry;
 use crate::registry::memory::Memory;
 use crate::registry::redis::{Identity, Redis};
@@ -103,6 +102,9 @@ pub struct Server {
     routes_gone: HashMap<Arc<str>, Closing>,
     /// Keeps it in the registry that it shares with others.
     registry: Option<Link>,
+    /// Listeners that left the config or have others in their place, by the name of `diff`; as
+    /// long as something, such as a connection, is of them.
+    listeners_gone: Vec<(String, Weak<Listener>)>,
 }
 
 impl Server {
@@ -137,7 +139,11 @@ impl Server {
             None => Arc::<Memory>::default(),
         };
         let pools = config.pools.iter();
-        let pools = pools.map(|settings| Pool::new(settings.clone(), Arc::clone(&observer)));
+        let pools = pools.map(|settings| {
+            let pool = Pool::new(settings.clone(), Arc::clone(&observer));
+            registry::share(&pool, &registry);
+            pool
+        });
         let pools: Vec<Arc<Pool>> = pools.collect();
         let snapshot = Snapshot::new(&config.routes, pools.clone(), &metrics, None);
         let dropped = metrics.access_log_dropped.clone();
@@ -145,7 +151,10 @@ impl Server {
         let shared = Arc::new(Shared::new(proxy_id, snapshot, metrics, access_log, registry));
         let name = config.server.name.clone();
         let listeners = bind_all(&config.listeners)?;
-        let fleet = Fleet::new(Arc::clone(&shared), name, listeners, inboxes.clone());
+        let max_message = config.registry.as_ref().map(|registry| registry.max_message);
+        let max_message = max_message.unwrap_or(MAX_MESSAGE_BYTES);
+        let shares = Arc::clone(&shared);
+        let fleet = Fleet::new(shares, name, listeners, inboxes.clone(), max_message);
         let fleet = Arc::new(fleet);
         fleet.set_admin_token(config.server.admin_token.clone());
         // Set once, here.
@@ -166,14 +175,18 @@ impl Server {
             conductor,
             routes_gone: HashMap::new(),
             registry: None,
+            listeners_gone: Vec::new(),
         };
         server.serve_admin(admin);
+        server.registry = redis.map(|redis| Link::begin(redis, &server.fleet));
+        if let Some(registry) = &server.registry {
+            registry.known_to_others().await;
+        }
         if let Err(error) = server.start_workers(receivers, &loads, &inboxes) {
             server.stop(StopPlan::prompt()).await;
             return Err(error);
         }
         server.watch_itself(busy);
-        server.registry = redis.map(|redis| Link::begin(redis, &server.fleet));
         server.watch_backends(pools.iter());
         server.fleet.shared.metrics.took_effect(SystemTime::now());
         server.fleet.set_ready(true);
@@ -183,6 +196,7 @@ impl Server {
 
     /// Serves the admin API there from now on, and nowhere else.
     fn serve_admin(&mut self, admin: Option<Admin>) {
+        self.fleet.set_admin_address(admin.as_ref().map(Admin::address));
         self.admin = admin.map(|admin| {
             let stop = watch::Sender::new(false);
             let address = admin.address();
@@ -401,6 +415,21 @@ fn observer(
             note_drain(*change, clearing, &metrics);
             conductor.follow(clearing);
         }
+        pool::Event::GaveWay { key, clearing } => {
+            if let Some(Allowed { suppressed }) = allowed!() {
+                let (pool, backend) = (&clearing.pool, clearing.backend.id());
+                info!(%pool, backend, %key, suppressed, "a key gives way to where another proxy has it");
+            }
+            conductor.give_way(Arc::clone(key), clearing.clone());
+        }
+        pool::Event::Disputed { pool, key, backend } => {
+            let label = PoolLabel { pool: pool.clone() };
+            metrics.placement_conflicts.of(label).inc();
+            if let Some(Allowed { suppressed }) = allowed!() {
+                let backend = backend.id();
+                warn!(pool, backend, %key, suppressed, "a key stays here although another proxy has it elsewhere");
+            }
+        }
     })
 }
 
@@ -430,7 +459,7 @@ fn note_change(event: &BackendEvent, metrics: &Metrics) {
     }
     let labels =
         StateLabels { pool: pool.clone(), backend: id.to_owned(), outcome: to, reason: cause };
-    metrics.backend_changes.get_or_create(&labels).inc();
+    metrics.backend_changes.of(labels).inc();
 }
 
 /// Says once that a backend is drained, or no longer, and counts it.
@@ -448,7 +477,7 @@ fn note_drain(change: DrainChange, clearing: &Clearing, metrics: &Metrics) {
     }
     if let DrainChange::Begun(by) | DrainChange::Joined(by) = change {
         let labels = DrainLabels { pool: pool.to_string(), reason: by.as_str() };
-        metrics.drains.get_or_create(&labels).inc();
+        metrics.drains.of(labels).inc();
     }
 }
 
@@ -549,8 +578,10 @@ impl Collect for Arc<Owners> {
     }
 
     fn placed_keys(&self) -> Vec<(String, u64)> {
-        let keys =
-            |pool: &Arc<Pool>| pool.backends().iter().map(|backend| backend.keys() as u64).sum();
+        let keys = |pool: &Arc<Pool>| {
+            let departed = pool.departed();
+            pool.backends().iter().chain(&departed).map(|backend| backend.keys() as u64).sum()
+        };
         self.pools().iter().map(|pool| (pool.name().to_owned(), keys(pool))).collect()
     }
 
@@ -562,6 +593,15 @@ impl Collect for Arc<Owners> {
     fn panicking(&self) -> Vec<(String, bool)> {
         let pools = self.pools();
         pools.iter().map(|pool| (pool.name().to_owned(), pool.is_panicking())).collect()
+    }
+
+    fn ring_disagreements(&self) -> Vec<(String, u64)> {
+        let Some(fleet) = self.fleet.get() else { return Vec::new() };
+        let snapshot = fleet.shared.snapshot.load();
+        let differing = snapshot.pools().iter().filter_map(|pool| {
+            Some((pool.name().to_owned(), fleet.rings_differ(pool)?.len() as u64))
+        });
+        differing.collect()
     }
 
     fn rooms(&self) -> (u64, u64) {

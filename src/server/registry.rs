@@ -3,6 +3,7 @@
 //! One task runs the registry, another does what its [`Event`]s say, one after the other: so what one
 //! publisher sends to one channel stays in its order. Both are on the control runtime.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,9 +14,10 @@ use tracing::warn;
 use crate::fleet::{Fleet, PublishError, Query, Row};
 use crate::observe::access_log::unix_millis;
 use crate::observe::rate::{Allowed, allowed};
+use crate::pool::Pool;
 use crate::publish::Audience;
 use crate::registry::redis::Redis;
-use crate::registry::{Boxed, Channel, Event, Group, Page, Record, Truth};
+use crate::registry::{Boxed, Channel, Event, Group, Page, Record, Registry, Truth};
 use crate::ws::connection::Serial;
 use crate::ws::rooms::Room;
 
@@ -23,6 +25,8 @@ use crate::ws::rooms::Room;
 const EVENTS: usize = 1024;
 /// Connections in a page of the table.
 const PAGE: usize = 500;
+/// How long a new proxy waits for what others have placed. Longer takes a registry that is away.
+const FIRST_READ: Duration = Duration::from_secs(2);
 
 /// The tasks that keep a proxy in the registry.
 pub(super) struct Link {
@@ -30,6 +34,21 @@ pub(super) struct Link {
     stop: watch::Sender<bool>,
     running: JoinHandle<()>,
     following: JoinHandle<()>,
+    /// What others have placed was read, of every pool.
+    read: watch::Receiver<bool>,
+}
+
+/// Shares where the keys of a new pool are, if there is somebody to share it with.
+pub(super) fn share(pool: &Pool, registry: &Arc<dyn Registry>) {
+    if registry.fleet().is_none() || !pool.places_keys() {
+        return;
+    }
+    let registry = Arc::clone(registry);
+    pool.share(Arc::new(move |pool, key, backend| {
+        if let Some(others) = registry.fleet() {
+            others.placed(pool, key, backend);
+        }
+    }));
 }
 
 impl Link {
@@ -42,8 +61,19 @@ impl Link {
         let runs = Arc::clone(&redis);
         let control = tokio::runtime::Handle::current();
         let running = control.spawn(async move { runs.run(truth, events, stopped).await });
-        let following = control.spawn(follow(Arc::clone(fleet), received));
-        Self { redis, stop, running, following }
+        let (has_read, read) = watch::channel(false);
+        let following = control.spawn(follow(Arc::clone(fleet), received, has_read));
+        Self { redis, stop, running, following, read }
+    }
+
+    /// Waits until this proxy knows where others have their keys: for so long that a registry that is
+    /// there has answered.
+    pub(super) async fn known_to_others(&self) {
+        let mut read = self.read.clone();
+        let read = read.wait_for(|read| *read);
+        if tokio::time::timeout(FIRST_READ, read).await.is_err() {
+            warn!("the registry does not answer: where other proxies have keys is not known yet");
+        }
     }
 
     /// Signs off within `limit`.
@@ -60,12 +90,38 @@ impl Link {
     }
 }
 
-async fn follow(fleet: Arc<Fleet>, mut events: mpsc::Receiver<Event>) {
+async fn follow(
+    fleet: Arc<Fleet>,
+    mut events: mpsc::Receiver<Event>,
+    has_read: watch::Sender<bool>,
+) {
+    let mut read = HashSet::new();
     while let Some(event) = events.recv().await {
         match event {
             Event::Message { channel, message } => deliver(&fleet, &channel, &message).await,
-            Event::Placed { .. } | Event::PlacedAnew { .. } | Event::Drains { .. } => {}
+            Event::Placed { pool, key, proxy, backend } => {
+                of_name(&fleet, &pool, |pool| pool.hear(&key, &proxy, backend.as_deref()));
+            }
+            Event::PlacedAnew { pool, placed } => {
+                of_name(&fleet, &pool, |pool| pool.hear_anew(&placed));
+                if !*has_read.borrow() {
+                    read.insert(pool);
+                    has_read
+                        .send_replace(fleet.rings().iter().all(|(pool, _)| read.contains(pool)));
+                }
+            }
+            Event::Drains { pool, backends } => {
+                of_name(&fleet, &pool, |pool| pool.drain_only(&backends));
+            }
         }
+    }
+}
+
+/// Has the pool of a name, also one that left the config, told of something.
+fn of_name(fleet: &Fleet, name: &str, tell: impl FnOnce(&Pool)) {
+    let snapshot = fleet.shared.snapshot.load();
+    if let Some(pool) = snapshot.pools_with_gone().find(|pool| pool.name() == name) {
+        tell(pool);
     }
 }
 
@@ -119,15 +175,19 @@ impl Truth for Fleet {
     }
 
     fn rings(&self) -> Vec<(String, String)> {
-        Vec::new()
+        let snapshot = self.shared.snapshot.load();
+        let pools = snapshot.pools().iter();
+        pools.map(|pool| (pool.name().to_owned(), pool.fingerprint())).collect()
     }
 
-    fn placed(&self, _pool: &str) -> Vec<(Arc<str>, Arc<str>)> {
-        Vec::new()
+    fn placed(&self, pool: &str) -> Vec<(Arc<str>, Arc<str>)> {
+        let snapshot = self.shared.snapshot.load();
+        let found = snapshot.pools_with_gone().find(|one| one.name() == pool);
+        found.map(|pool| pool.told()).unwrap_or_default()
     }
 
     fn admin(&self) -> Option<String> {
-        None
+        self.admin_address()
     }
 }
 

@@ -12,12 +12,12 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use serde::Serialize;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::Server;
 use super::drain::{Closing, Target};
+use super::plan::{self, Fate, Planned, PlannedChange};
 use crate::admin::{Admin, AdminError};
 use crate::config::diff::{self, Act, Change, Diff, Part, diff};
 use crate::config::{Config, Problems};
@@ -25,6 +25,7 @@ use crate::fleet::LastReload;
 use crate::http::Snapshot;
 use crate::listen::{ListenError, Listener, ListenerSettings};
 use crate::observe::access_log::{OpenError, Opened};
+use crate::observe::labels::LiveNames;
 use crate::pool::{self, Pool, PoolSettings};
 use crate::route::OnRemoved;
 use crate::ws::close::CloseReason;
@@ -69,58 +70,6 @@ impl ReloadError {
     }
 }
 
-/// What becomes of live connections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Fate {
-    /// They go on as they are.
-    Kept,
-    /// They are closed one key at a time, spread over the pool's `drain_timeout`.
-    Drained,
-    /// They are closed at once.
-    Closed,
-}
-
-impl From<OnRemoved> for Fate {
-    fn from(of_route: OnRemoved) -> Self {
-        match of_route {
-            OnRemoved::Keep => Self::Kept,
-            OnRemoved::Drain => Self::Drained,
-            OnRemoved::Close => Self::Closed,
-        }
-    }
-}
-
-/// A change, and what it means to those who are connected.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct PlannedChange {
-    /// What changes.
-    #[serde(flatten)]
-    pub change: Change,
-    /// Live connections that are touched.
-    pub connections: usize,
-    /// What becomes of them; `None` where there can be none.
-    pub fate: Option<Fate>,
-}
-
-/// What a reload changes.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Planned {
-    /// Part by part.
-    pub changes: Vec<PlannedChange>,
-    /// Keys that differ and take effect only when the process starts anew.
-    pub needs_restart: Vec<&'static str>,
-}
-
-/// Whether a backend is drained for a change of it.
-fn leaves(change: &Change) -> bool {
-    match &change.act {
-        Act::Added => false,
-        Act::Removed => true,
-        Act::Changed(keys) => keys.contains(&"address"),
-    }
-}
-
 /// All that a reload needs and that could have failed.
 struct Prepared {
     listeners: Listeners,
@@ -147,26 +96,20 @@ impl Server {
     /// Tells what a reload of `new` would change, and whom it would touch. Changes nothing.
     pub fn plan(&self, new: &Config) -> Planned {
         let Diff { changes, fixed } = diff(&self.config, new);
-        let changes = changes.into_iter().map(|change| self.planned(change)).collect();
+        let mut changes: Vec<_> = changes.into_iter().map(|change| self.planned(change)).collect();
+        plan::count(&mut changes, &self.fleet.shared.metrics.live_connections());
         Planned { changes, needs_restart: fixed }
     }
 
+    /// What becomes of those who are touched by a change. Only clients of a listener are counted.
     fn planned(&self, change: Change) -> PlannedChange {
-        let snapshot = self.fleet.shared.snapshot.load();
         let (connections, fate) = match (change.part, &change.act) {
             (Part::Route, Act::Removed) => {
-                let route =
-                    snapshot.routes().iter().find(|route| *route.names.route == *change.name);
-                route.map_or((0, None), |route| {
-                    (route.live(), Some(route.settings.on_removed.into()))
-                })
+                let route = self.config.routes.iter().find(|route| route.name == change.name);
+                (0, route.map(|route| route.on_removed.into()))
             }
-            // One that moves with connections leaves its old address, too.
-            (Part::Backend, Act::Removed | Act::Changed(_)) if leaves(&change) => {
-                let backend = change.name.split_once('/').and_then(|(pool, id)| {
-                    snapshot.pools().iter().find(|one| one.name() == pool)?.backend(id).cloned()
-                });
-                backend.map_or((0, None), |backend| (backend.connections(), Some(Fate::Drained)))
+            (Part::Backend, Act::Removed | Act::Changed(_)) if plan::leaves(&change) => {
+                (0, Some(Fate::Drained))
             }
             (Part::Listener, Act::Removed) => {
                 let names = diff::listener_names(&self.config.listeners);
@@ -261,7 +204,15 @@ impl Server {
                     prepared.replaced.push(Arc::clone(before));
                     before.renewed(settings.clone()).map_err(failed)?
                 }
-                None => Listener::bind(settings.clone()).map_err(failed)?,
+                None => {
+                    let listener = Listener::bind(settings.clone()).map_err(failed)?;
+                    let mut gone = self.listeners_gone.iter().filter(|(gone, _)| *gone == name);
+                    // One who is connected from before counts towards the limits still.
+                    match gone.find_map(|(_, gone)| gone.upgrade()) {
+                        Some(gone) => listener.instead_of(&gone),
+                        None => listener,
+                    }
+                }
             };
             let listener = Arc::new(listener);
             let handles = (0..self.fleet.workers()).map(|_| listener.handle());
@@ -289,6 +240,7 @@ impl Server {
         self.let_routes_go(&before, &snapshot);
         self.watch_backends(snapshot.pools_with_gone());
         self.exchange_listeners(prepared.listeners).await;
+        shared.metrics.forget_all_but(&self.live_names(&snapshot));
         if let Some(admin) = prepared.admin {
             self.serve_admin(admin);
         }
@@ -306,7 +258,11 @@ impl Server {
         match known.find(|pool| pool.name() == settings.name) {
             Some(pool) if is_here(pool) && pool.settings() == settings => Arc::clone(pool),
             Some(pool) => pool.rebuild(settings.clone()),
-            None => Pool::new(settings.clone(), Arc::clone(&self.observer)),
+            None => {
+                let pool = Pool::new(settings.clone(), Arc::clone(&self.observer));
+                super::registry::share(&pool, &self.fleet.shared.registry);
+                pool
+            }
         }
     }
 
@@ -358,8 +314,35 @@ impl Server {
         // The watches of those that are left end with their senders.
     }
 
+    /// The names that are in force, and those that connections bear.
+    fn live_names(&self, snapshot: &Snapshot) -> LiveNames {
+        let gone = self.listeners_gone.iter().filter_map(|(_, listener)| listener.upgrade());
+        let listeners = self.fleet.listeners.load();
+        let listeners = listeners.iter().map(|one| Arc::clone(&one.label));
+        let backends = snapshot.pools_with_gone().map(|pool| {
+            let departed = pool.departed().into_iter().filter(|backend| backend.slots() > 0);
+            let all = pool.backends().iter().cloned().chain(departed);
+            (pool.name().into(), all.map(|backend| backend.shared_id()).collect())
+        });
+        LiveNames {
+            listeners: listeners.chain(gone.map(|gone| Arc::clone(&gone.label))).collect(),
+            routes: snapshot.route_names().cloned().collect(),
+            backends: backends.collect(),
+        }
+    }
+
     async fn exchange_listeners(&mut self, prepared: Listeners) {
         let Listeners { all, opened, replaced, closed } = prepared;
+        self.listeners_gone.retain(|(_, gone)| gone.strong_count() > 0);
+        // By the name that they bear in the config until now.
+        let names = diff::listener_names(&self.config.listeners);
+        let known = self.fleet.listeners.load();
+        for ((name, _), listener) in names.into_iter().zip(known.iter()) {
+            if !all.iter().any(|one| Arc::ptr_eq(one, listener)) {
+                self.listeners_gone.push((name, Arc::downgrade(listener)));
+            }
+        }
+        drop(known);
         self.fleet.listeners.store(Arc::new(all));
         for (listener, _) in &opened {
             if let Err(error) = listener.prepare() {

@@ -312,6 +312,13 @@ impl Worker {
                     connection.close(CloseReason::BackendLost);
                 }
             }
+            Message::KeyGaveWay { pool, key, backend } => {
+                for connection in table.of_key_after(&pool, &key, None, usize::MAX) {
+                    if connection.is_at(&backend) {
+                        connection.close(CloseReason::PlacedElsewhere);
+                    }
+                }
+            }
             Message::MassClose(number, order) => self.mass_closes.follow(number, order, table),
             Message::List { query, reply } => {
                 let _ = reply.send(self.list(&query));

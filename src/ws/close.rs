@@ -84,6 +84,8 @@ pub enum CloseReason {
     Shutdown,
     /// Its backend is drained.
     Drained,
+    /// Another proxy has its key at a backend that comes first.
+    PlacedElsewhere,
     /// Its route left the config.
     RouteRemoved,
     /// The operator closed it by the admin API, with this code; its text is the connection's.
@@ -112,6 +114,7 @@ impl CloseReason {
             Self::MaxAge => "max_age",
             Self::Shutdown => "shutdown",
             Self::Drained => "drained",
+            Self::PlacedElsewhere => "placed_elsewhere",
             Self::RouteRemoved => "route_removed",
             Self::ClosedByApi(_) => "closed_by_api",
             Self::SlowClient => "slow_client",
@@ -139,7 +142,7 @@ impl CloseReason {
             | Self::BackendViolation(FrameError::MessageTooBig) => Some(1009),
             Self::ClientViolation(_) | Self::BackendViolation(_) => Some(1002),
             Self::IdleTimeout | Self::PingTimeout | Self::Shutdown => Some(1001),
-            Self::Drained | Self::RouteRemoved | Self::MaxAge => Some(1012),
+            Self::Drained | Self::PlacedElsewhere | Self::RouteRemoved | Self::MaxAge => Some(1012),
             Self::ClosedByApi(code) => Some(code.get()),
             Self::SlowClient => Some(1013),
             Self::Internal => Some(1011),
@@ -164,6 +167,7 @@ impl CloseReason {
             Self::MaxAge => "connection is too old",
             Self::Shutdown => "proxy shuts down",
             Self::Drained => "backend drained",
+            Self::PlacedElsewhere => "key lives elsewhere",
             Self::RouteRemoved => "route removed",
             Self::SlowClient => "client reads too slowly",
             Self::Internal => "internal error",

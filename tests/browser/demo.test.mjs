@@ -63,6 +63,13 @@ test('a message sent is a message in the list', async () => {
   await sees(first, 'by keyboard alone')
 })
 
+test('each message shows its way', async () => {
+  const message = first.locator('#messages li', { hasText: 'hello, room' })
+  const [through, rest] = (await text(first, 'connection')).split('.')
+  const way = `by ${await text(first, 'backend')}, through ${through}, connection ${rest}`
+  assert.equal(await message.locator('.way').textContent(), way)
+})
+
 test('markup in a message stays text', async () => {
   await say(first, '<img src=x onerror="document.title=1"><b>bold</b>')
   assert.equal(await first.locator('#messages img').count(), 0)
@@ -107,11 +114,12 @@ test('the room can be changed on the page', async () => {
 
 test('a second welcome is a move without a disconnect', async () => {
   const tab = await browser.newPage()
-  const welcome = (backend) =>
-    JSON.stringify({ welcome: { backend, connection: 'c.1', room: 'lobby', members: ['me'] } })
+  const welcome = (backend, members) =>
+    JSON.stringify({ welcome: { backend, connection: 'c.1', room: 'lobby', members } })
   await tab.routeWebSocket(/\/rooms\?/, (socket) => {
-    socket.onMessage(() => socket.send(welcome('after'))) // As a proxy that re-homes makes it look.
-    socket.send(welcome('before'))
+    // As a proxy that re-homes makes it look, to a backend that knows how many there are, not whom.
+    socket.onMessage(() => socket.send(welcome('after', 7)))
+    socket.send(welcome('before', ['me']))
   })
   await tab.goto(proxy)
   await connected(tab)
@@ -121,6 +129,7 @@ test('a second welcome is a move without a disconnect', async () => {
   await sees(tab, 'moved without a disconnect, from before to after')
   assert.equal(await text(tab, 'backend'), 'after')
   assert.equal(await text(tab, 'moves'), '1')
+  assert.equal(await text(tab, 'membersTitle'), 'Here (about 7)')
   await tab.close()
 })
 

@@ -348,8 +348,19 @@ impl Backend {
 
     /// At an address of its own, to come back where it was.
     pub fn start_at(id: &str, address: SocketAddr) -> Self {
+        Self::run(id, address, |command| command)
+    }
+
+    /// One that publishes what is said in its rooms, as these arguments and this environment say.
+    pub fn publishing(id: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        Self::run(id, "127.0.0.1:0".parse().unwrap(), |command| {
+            command.args(arguments).envs(environment.iter().copied())
+        })
+    }
+
+    fn run(id: &str, address: SocketAddr, more: impl FnOnce(&mut Command) -> &mut Command) -> Self {
         let mut command = Command::new(binary("backend-demo"));
-        command.args(["--listen", &address.to_string(), "--id", id]);
+        more(command.args(["--listen", &address.to_string(), "--id", id]));
         let mut process = Process::start(id, &mut command);
         let address = process.wait_for("listening", |line| {
             line.split_once("listening on ")?.1.split(' ').next()?.parse().ok()

@@ -7,6 +7,10 @@
 //! Nobody waits for a slow member: it has a bounded queue, and when that is full it is taken out
 //! of its rooms and its connection is closed with 1013. So what a room costs is its members times
 //! that bound at worst, and the text of a message is kept once, however many queues it is in.
+//!
+//! Where messages are [published](crate::publish), a room may have members on many instances, and
+//! those that came through a proxy hear it from there. What a client asks for is then done before
+//! its next message is read; if it can't be, the client is told, and nothing else changes.
 
 mod protocol;
 mod table;
@@ -17,9 +21,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use axum::extract::ws::{Message, Utf8Bytes, WebSocket};
 use tokio::sync::{mpsc, oneshot};
 
-use self::protocol::{Asked, Told, Welcome};
+use self::protocol::{Asked, Members, Told, Welcome};
 use self::table::{Member, MemberId, Table};
 use crate::Backend;
+use crate::publish::{ConnectionId, Notice, Order, Publisher, encoded};
 use crate::socket::{GOING_AWAY, TRY_AGAIN_LATER, close, next_message};
 use crate::stop::Serving;
 
@@ -33,6 +38,7 @@ const QUEUED_MESSAGES: usize = 1024;
 pub(crate) struct Rooms {
     backend: String,
     table: Mutex<Table>,
+    publisher: Option<Publisher>,
 }
 
 /// Who comes in, and where to.
@@ -45,8 +51,26 @@ pub(crate) struct Newcomer {
 }
 
 impl Rooms {
-    pub(crate) fn new(backend: String) -> Self {
-        Self { backend, table: Mutex::default() }
+    pub(crate) fn new(backend: String, publisher: Option<Publisher>) -> Self {
+        let table = Mutex::new(Table::new(backend.clone(), publisher.is_some()));
+        Self { backend, table, publisher }
+    }
+
+    /// The room that a proxy is to put a newcomer into, as it is written in a header.
+    pub(crate) fn to_join(&self, newcomer: &Newcomer) -> Option<String> {
+        self.by_proxy(newcomer).map(|_| encoded(&newcomer.room))
+    }
+
+    /// Waits until all that was published has been sent.
+    pub(crate) async fn flush(&self) {
+        if let Some(publisher) = &self.publisher {
+            publisher.flush().await;
+        }
+    }
+
+    /// The id by which a proxy knows a newcomer, if that proxy is to tell it what its rooms hear.
+    fn by_proxy(&self, newcomer: &Newcomer) -> Option<ConnectionId> {
+        self.publisher.as_ref().and_then(|_| ConnectionId::parse(&newcomer.connection))
     }
 
     /// Held for a moment, never over an await. A panic under it would be a bug of one connection,
@@ -55,11 +79,25 @@ impl Rooms {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn enter(&self, newcomer: &Newcomer) -> Seat<'_> {
+    /// How many are in the room of a newcomer, itself included, as far as others know.
+    async fn count(&self, newcomer: &Newcomer) -> Option<u64> {
+        let (room, own) = (newcomer.room.to_string(), self.by_proxy(newcomer));
+        let counted = self.publisher.as_ref()?.carry_out(Order::Count { room, own }).await;
+        counted.inspect_err(|error| tracing::debug!(%error, "can't count members")).ok()
+    }
+
+    /// `count` is of those that came through proxies.
+    fn enter(&self, newcomer: &Newcomer, count: Option<u64>) -> Seat<'_> {
         let (sender, queue) = mpsc::channel(QUEUED_MESSAGES);
         let (removed_when_dropped, removed) = oneshot::channel();
-        let member = Member::new(newcomer.name.clone(), sender, removed_when_dropped);
-        let id = self.table().enter(member, &newcomer.room, |members| {
+        let by_proxy = self.by_proxy(newcomer);
+        let member = Member::new(newcomer.name.clone(), sender, by_proxy, removed_when_dropped);
+        let mut table = self.table();
+        let id = table.enter(member, &newcomer.room, |present| {
+            let members = match &self.publisher {
+                None => Members::Names(present.names),
+                Some(_) => Members::Count(count.map(|count| count + present.without_proxy as u64)),
+            };
             let welcome = Welcome {
                 backend: &self.backend,
                 connection: &newcomer.connection,
@@ -68,7 +106,76 @@ impl Rooms {
             };
             Told::Welcome { welcome }.to_text()
         });
+        self.post(table.take_notices());
         Seat { rooms: self, id, queue, removed }
+    }
+
+    /// Says `text` in every room that the member is in. An error is a sentence for it.
+    async fn say(&self, id: MemberId, text: &str) -> Result<(), String> {
+        self.change(|table| table.say(id, text)).await
+    }
+
+    async fn join(&self, id: MemberId, room: &Label) -> Result<(), String> {
+        if let Some(connection) = self.moves(|table| table.may_join(id, room), id)? {
+            self.carry_out(Order::Join { room: room.to_string(), connection }).await?;
+        }
+        self.change(|table| table.join(id, room)).await
+    }
+
+    async fn leave(&self, id: MemberId, room: &Label) -> Result<(), String> {
+        if let Some(connection) = self.moves(|table| table.may_leave(id, room), id)? {
+            self.carry_out(Order::Leave { room: room.to_string(), connection }).await?;
+        }
+        self.change(|table| table.leave(id, room)).await
+    }
+
+    /// The connection that a proxy has to move first; `None`: the table alone decides.
+    ///
+    /// Only a member's own task moves it, so what `may` allows stays allowed.
+    fn moves(
+        &self,
+        may: impl FnOnce(&Table) -> Result<bool, String>,
+        id: MemberId,
+    ) -> Result<Option<ConnectionId>, String> {
+        let table = self.table();
+        let moves = may(&table)?;
+        Ok(table.by_proxy(id).filter(|_| moves).cloned())
+    }
+
+    /// Changes the table, and publishes what others are to hear of it.
+    ///
+    /// An error may be of the latter alone: those whom this instance tells itself have heard it.
+    async fn change(
+        &self,
+        change: impl FnOnce(&mut Table) -> Result<(), String>,
+    ) -> Result<(), String> {
+        let (changed, notices) = {
+            let mut table = self.table();
+            (change(&mut table), table.take_notices())
+        };
+        let mut notices = notices.into_iter();
+        while let Some(notice) = notices.next() {
+            if let Err(error) = self.carry_out(Order::Tell(notice)).await {
+                // The next would fail as well: nobody is to wait for each of them.
+                self.post(notices.collect());
+                return changed.and(Err(error));
+            }
+        }
+        changed
+    }
+
+    async fn carry_out(&self, order: Order) -> Result<(), String> {
+        let Some(publisher) = &self.publisher else { return Ok(()) };
+        let done = publisher.carry_out(order).await;
+        done.map(drop).map_err(|error| error.to_string())
+    }
+
+    /// Publishes without waiting.
+    fn post(&self, notices: Vec<Notice>) {
+        let orders = notices.into_iter().map(Order::Tell);
+        if let Some(publisher) = &self.publisher {
+            orders.for_each(|order| publisher.post(order));
+        }
     }
 }
 
@@ -83,7 +190,9 @@ struct Seat<'a> {
 
 impl Drop for Seat<'_> {
     fn drop(&mut self) {
-        self.rooms.table().remove(self.id);
+        let mut table = self.rooms.table();
+        table.remove(self.id);
+        self.rooms.post(table.take_notices());
     }
 }
 
@@ -100,9 +209,19 @@ pub(crate) async fn serve(
     backend: &Backend,
     newcomer: Newcomer,
 ) {
-    let seat = backend.rooms.enter(&newcomer);
-    // The seat ends there: the others need not wait until this client has answered a Close.
-    match converse(&mut socket, &mut serving, seat).await {
+    let counted = tokio::select! {
+        count = backend.rooms.count(&newcomer) => Some(count),
+        () = serving.stopped() => None,
+    };
+    let end = match counted {
+        Some(count) => {
+            let seat = backend.rooms.enter(&newcomer, count);
+            // The seat ends there: the others need not wait until this client has answered a Close.
+            converse(&mut socket, &mut serving, seat).await
+        }
+        None => End::Stopped,
+    };
+    match end {
         End::ClientLeft => {}
         End::Stopped => close(socket, GOING_AWAY, "the backend stops").await,
         End::TooSlow => close(socket, TRY_AGAIN_LATER, "reads too slowly for its rooms").await,
@@ -135,22 +254,22 @@ async fn turn(
         biased;
         Some(text) = queue.recv() => socket.send(Message::Text(text)).await.is_ok(),
         message = next_message(socket) => match message {
-            Some(message) => { obey(rooms, id, &message); true }
+            Some(message) => { obey(rooms, id, &message).await; true }
             None => false,
         },
     }
 }
 
-fn obey(rooms: &Rooms, id: MemberId, message: &Message) {
-    let asked = Asked::parse(message);
-    let mut table = rooms.table();
-    let done = match &asked {
-        Ok(Asked::Say(text)) => table.say(id, text),
-        Ok(Asked::Join(room)) => table.join(id, room),
-        Ok(Asked::Leave(room)) => table.leave(id, room),
-        Err(error) => Err(error.clone()),
+async fn obey(rooms: &Rooms, id: MemberId, message: &Message) {
+    let done = match Asked::parse(message) {
+        Ok(Asked::Say(text)) => rooms.say(id, &text).await,
+        Ok(Asked::Join(room)) => rooms.join(id, &room).await,
+        Ok(Asked::Leave(room)) => rooms.leave(id, &room).await,
+        Err(error) => Err(error),
     };
     if let Err(error) = done {
+        let mut table = rooms.table();
         table.answer(id, &Told::Error { error: &error });
+        rooms.post(table.take_notices());
     }
 }

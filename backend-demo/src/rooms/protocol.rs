@@ -7,11 +7,16 @@
 //! - `{"welcome": {"backend": ID, "connection": ID or "", "room": ROOM, "members": [NAME, ..]}}`,
 //!   first of all and once: the room of the URL, and who is there, itself included, in the order
 //!   in which they came. At most 100 names; more members there may be. A client that gets another
-//!   welcome was moved to another backend without losing its connection.
-//! - `{"room": ROOM, "from": NAME, "said": TEXT}`, the speaker too;
-//! - `{"room": ROOM, "joined": NAME}`: to the others, and to who asked with `join`;
-//! - `{"room": ROOM, "left": NAME}`: to those who stay, and to who asked with `leave`;
+//!   welcome was moved to another backend without losing its connection. Where messages are
+//!   published, `members` is a number: see [`Members`].
+//! - `{"room": ROOM, "from": NAME, "said": TEXT, "backend": ID}`, the speaker too;
+//! - `{"room": ROOM, "joined": NAME, "backend": ID}`: to the others, and to who asked with `join`;
+//! - `{"room": ROOM, "left": NAME, "backend": ID}`: to those who stay, and to who asked with
+//!   `leave`;
 //! - `{"error": SENTENCE}`: what it asked for last was not done, and why. It stays connected.
+//!
+//! `backend` is the one that the message comes from, which serves who said, joined or left. Where
+//! messages are published, those of others may come before the welcome.
 //!
 //! Names need not differ from each other. Nothing here does I/O.
 
@@ -99,9 +104,9 @@ impl Asked {
 #[serde(untagged)]
 pub(crate) enum Told<'a> {
     Welcome { welcome: Welcome<'a> },
-    Said { room: &'a str, from: &'a str, said: &'a str },
-    Joined { room: &'a str, joined: &'a str },
-    Left { room: &'a str, left: &'a str },
+    Said { room: &'a str, from: &'a str, said: &'a str, backend: &'a str },
+    Joined { room: &'a str, joined: &'a str, backend: &'a str },
+    Left { room: &'a str, left: &'a str, backend: &'a str },
     Error { error: &'a str },
 }
 
@@ -112,8 +117,21 @@ pub(crate) struct Welcome<'a> {
     /// Empty where no proxy gave one.
     pub(crate) connection: &'a str,
     pub(crate) room: &'a str,
-    /// Not all of them, in a large room.
-    pub(crate) members: Vec<&'a str>,
+    pub(crate) members: Members<'a>,
+}
+
+/// Who is in a room.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub(crate) enum Members<'a> {
+    /// Their names; not all of them, in a large room.
+    Names(Vec<&'a str>),
+    /// How many, on all instances; null where nobody can tell.
+    ///
+    /// With Redis it is what all proxies together have written down there, which may be a moment
+    /// old; with the API of one proxy, its own connections, at most 1,000. This instance adds those
+    /// of its members that came without a proxy. Two who come at once may each miss the other.
+    Count(Option<u64>),
 }
 
 impl Told<'_> {
@@ -164,20 +182,24 @@ mod tests {
 
     #[test]
     fn members_are_told_in_these_words() {
-        let welcome =
-            Welcome { backend: "a", connection: "", room: "r", members: vec!["ann", "bob"] };
+        let welcome = |members| Welcome { backend: "a", connection: "", room: "r", members };
+        let backend = "a";
         let told = [
-            Told::Welcome { welcome },
-            Told::Said { room: "r", from: "ann", said: "\"hi\"" },
-            Told::Joined { room: "r", joined: "bob" },
-            Told::Left { room: "r", left: "bob" },
+            Told::Welcome { welcome: welcome(Members::Names(vec!["ann", "bob"])) },
+            Told::Welcome { welcome: welcome(Members::Count(Some(7))) },
+            Told::Welcome { welcome: welcome(Members::Count(None)) },
+            Told::Said { room: "r", from: "ann", said: "\"hi\"", backend },
+            Told::Joined { room: "r", joined: "bob", backend },
+            Told::Left { room: "r", left: "bob", backend },
             Told::Error { error: "no" },
         ];
         let expected = [
             r#"{"welcome":{"backend":"a","connection":"","room":"r","members":["ann","bob"]}}"#,
-            r#"{"room":"r","from":"ann","said":"\"hi\""}"#,
-            r#"{"room":"r","joined":"bob"}"#,
-            r#"{"room":"r","left":"bob"}"#,
+            r#"{"welcome":{"backend":"a","connection":"","room":"r","members":7}}"#,
+            r#"{"welcome":{"backend":"a","connection":"","room":"r","members":null}}"#,
+            r#"{"room":"r","from":"ann","said":"\"hi\"","backend":"a"}"#,
+            r#"{"room":"r","joined":"bob","backend":"a"}"#,
+            r#"{"room":"r","left":"bob","backend":"a"}"#,
             r#"{"error":"no"}"#,
         ];
         for (told, expected) in told.iter().zip(expected) {

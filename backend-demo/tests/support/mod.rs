@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use backend_demo::{Demo, Options};
+use backend_demo::{Demo, Options, Publish};
 use futures_util::{SinkExt, StreamExt};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::http::response::Parts;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{self, Message, client::IntoClientRequest};
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
@@ -39,8 +40,12 @@ pub struct Running {
 
 impl Running {
     pub async fn start(id: &str) -> Self {
+        Self::publishing(id, Publish::Own).await
+    }
+
+    pub async fn publishing(id: &str, publish: Publish) -> Self {
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-        let demo = Demo::bind(Options { listen, id: Some(id.into()) }).await.unwrap();
+        let demo = Demo::bind(Options { listen, id: Some(id.into()), publish }).await.unwrap();
         let at = At(demo.address());
         let (stop, stopped) = oneshot::channel();
         let serving = tokio::spawn(demo.serve(async move { _ = stopped.await }));
@@ -81,7 +86,8 @@ impl At {
             .max_frame_size(Some(64 << 20));
         let stream = TcpStream::connect(self.0).await?;
         let handshake = client_async_with_config(request, stream, Some(config));
-        Ok(Client(soon(handshake).await?.0))
+        let (socket, answer) = soon(handshake).await?;
+        Ok(Client(socket, answer.into_parts().0))
     }
 
     /// Gets a path without an upgrade; the status and the body.
@@ -96,8 +102,8 @@ impl At {
     }
 }
 
-/// A WebSocket client.
-pub struct Client(pub WebSocketStream<TcpStream>);
+/// A WebSocket client, and the head of its 101.
+pub struct Client(pub WebSocketStream<TcpStream>, pub Parts);
 
 impl Client {
     pub async fn send(&mut self, message: impl Into<Message>) {

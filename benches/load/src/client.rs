@@ -186,7 +186,7 @@ fn send(writers: &[net::TcpStream], schedule: Schedule) -> io::Result<Vec<Durati
     Ok(late)
 }
 
-fn micros(times: &mut [Duration], part: usize) -> f64 {
+pub(crate) fn micros(times: &mut [Duration], part: usize) -> f64 {
     let at = times.len() * part / 100;
     times.select_nth_unstable(at).1.as_secs_f64() * 1e6
 }
@@ -244,11 +244,11 @@ async fn close(mut stream: Stream) -> anyhow::Result<()> {
 }
 
 /// Of standard input.
-async fn a_line_or_the_end() -> io::Result<()> {
+pub(crate) async fn a_line_or_the_end() -> io::Result<()> {
     tokio::io::stdin().read(&mut [0; 64]).await.map(drop)
 }
 
-fn report(result: &serde_json::Value) -> anyhow::Result<()> {
+pub(crate) fn report(result: &serde_json::Value) -> anyhow::Result<()> {
     let mut stdout = io::stdout();
     writeln!(stdout, "{result}")?;
     Ok(stdout.flush()?)

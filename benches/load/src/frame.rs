@@ -1,4 +1,4 @@
-//! Frames of at most 125 bytes, which is all that the load sends (RFC 6455 section 5.2).
+//! Frames (RFC 6455 section 5.2): those that the load sends have at most 125 bytes.
 
 /// The payload of every message.
 pub(crate) const PAYLOAD_BYTES: usize = 64;
@@ -19,6 +19,27 @@ pub(crate) fn message() -> [u8; MESSAGE_BYTES] {
     let mut message = [b'x'; MESSAGE_BYTES];
     message[..6].copy_from_slice(&[0x82, 0x80 | 64, 0, 0, 0, 0]);
     message
+}
+
+/// A client's text message of at most 125 bytes; what is longer is cut.
+pub(crate) fn text(text: &str) -> Vec<u8> {
+    let payload = &text.as_bytes()[..text.len().min(125)];
+    let length = u8::try_from(payload.len()).unwrap_or(125);
+    let mut frame = vec![0x81, 0x80 | length, 0, 0, 0, 0];
+    frame.extend(payload);
+    frame
+}
+
+/// How long the unmasked frame at the beginning of `bytes` is; `None`: it is not all there. Of one
+/// that has more than 64 KiB it never is.
+pub(crate) fn whole(bytes: &[u8]) -> Option<usize> {
+    let (header, payload) = match *bytes {
+        [_, 126, high, low, ..] => (4, usize::from(u16::from_be_bytes([high, low]))),
+        [_, length @ ..126, ..] => (2, usize::from(length)),
+        _ => return None,
+    };
+    let length = header + payload;
+    (bytes.len() >= length).then_some(length)
 }
 
 /// Turns the whole masked frames at the beginning of `bytes` into unmasked ones, appended to

@@ -7,6 +7,7 @@ mod certificate;
 mod client;
 mod echo;
 mod frame;
+mod members;
 mod target;
 
 use std::fs;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
+use crate::members::Members;
 use crate::target::{Target, To};
 
 #[derive(Debug, Parser)]
@@ -85,6 +87,8 @@ enum Command {
         #[arg(long, default_value = "16")]
         at_a_time: usize,
     },
+    /// Members of a room that get messages; tells how long these take from whoever publishes them.
+    Members(Members),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -111,5 +115,6 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Upgrades { to, count, at_a_time } => {
             client::upgrades(&Target::new(&to)?, count, at_a_time).await
         }
+        Command::Members(members) => members::measure(&members).await,
     }
 }

@@ -89,20 +89,34 @@ async fn connect(address: SocketAddr) -> anyhow::Result<TcpStream> {
     Ok(tcp)
 }
 
-async fn upgraded<S: Duplex>(mut stream: S, number: usize) -> anyhow::Result<S> {
+async fn upgraded<S: Duplex>(stream: S, number: usize) -> anyhow::Result<S> {
+    let (stream, rest) = handshake(stream, &format!("/?room={number}")).await?;
+    ensure!(rest.is_empty(), "the echo server has nothing to say yet");
+    Ok(stream)
+}
+
+/// Makes a WebSocket of a connection; gives what came behind the 101, too.
+pub(crate) async fn handshake<S: Duplex>(
+    mut stream: S,
+    path: &str,
+) -> anyhow::Result<(S, Vec<u8>)> {
     let head = format!(
-        "GET /?room={number} HTTP/1.1\r\nHost: {SERVER_NAME}\r\nConnection: Upgrade\r\n\
+        "GET {path} HTTP/1.1\r\nHost: {SERVER_NAME}\r\nConnection: Upgrade\r\n\
          Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
          Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
     );
     stream.write_all(head.as_bytes()).await?;
     stream.flush().await?;
     let mut answer = Vec::with_capacity(READ_BYTES);
-    while !answer.ends_with(b"\r\n\r\n") {
+    let end = loop {
+        if let Some(at) = answer.windows(4).position(|window| window == b"\r\n\r\n") {
+            break at + 4;
+        }
         ensure!(stream.read_buf(&mut answer).await? > 0, "the handshake was cut");
-    }
+    };
     ensure!(answer.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&answer));
-    Ok(stream)
+    let rest = answer.split_off(end);
+    Ok((stream, rest))
 }
 
 fn client_config(ca: &Path, tickets: Arc<Tickets>) -> anyhow::Result<ClientConfig> {

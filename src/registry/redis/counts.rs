@@ -8,7 +8,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 
-use crate::observe::metrics::{OutcomeLabel, ReasonLabel};
+use crate::observe::labels::{OutcomeLabel, ReasonLabel};
 
 /// The numbers; clones are the same ones.
 #[derive(Clone, Debug, Default)]

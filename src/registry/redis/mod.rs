@@ -238,7 +238,7 @@ impl Others for Redis {
 
     fn drain(&self, pool: &str, backend: &str, wanted: bool) -> Boxed<'_, Result<(), Unavailable>> {
         let (pool, backend) = (pool.to_owned(), backend.to_owned());
-        Box::pin(async move { placed::drain(&self.common, &pool, &backend, wanted).await })
+        Box::pin(async move { self.placed.drain(&self.common, &pool, &backend, wanted).await })
     }
 
     fn placed(&self, pool: &str, key: &str, backend: Option<&str>) {

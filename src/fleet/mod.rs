@@ -4,7 +4,9 @@
 //! [`Message`] in the worker's inbox, a bounded queue, and an answer within [`ASK`]. Who asks, as
 //! the admin API does, names neither a worker nor a thread: that is what a [`Fleet`] is for.
 
-use std::net::IpAddr;
+mod reach;
+
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
@@ -13,12 +15,15 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
+pub(crate) use self::reach::{ReachError, Reached, Whose};
 use crate::config::Secret;
 use crate::http::{Accepted, Shared};
 use crate::listen::Listener;
+use crate::pool::Pool;
 use crate::publish::envelope::{self, Envelope, EnvelopeError};
 use crate::publish::{Audience, Publication};
-use crate::server::reload::{Planned, ReloadError};
+use crate::server::plan::Planned;
+use crate::server::reload::ReloadError;
 use crate::shutdown::StopPlan;
 use crate::ws::close::CloseCode;
 use crate::ws::connection::{Connection, Serial, Undeliverable};
@@ -46,6 +51,9 @@ pub(crate) struct Fleet {
     pub(crate) last_reload: Mutex<Option<LastReload>>,
     /// The bearer token that the admin API asks for.
     pub(crate) admin_token: Arc<ArcSwapOption<Secret>>,
+    /// Where the admin API is.
+    admin_address: Mutex<Option<SocketAddr>>,
+    max_message: usize,
     inboxes: Vec<mpsc::Sender<Message>>,
     ready: AtomicBool,
     /// Who reloads the proxy, if anybody does.
@@ -150,6 +158,7 @@ impl Fleet {
         name: String,
         listeners: Vec<Arc<Listener>>,
         inboxes: Vec<mpsc::Sender<Message>>,
+        max_message: usize,
     ) -> Self {
         Self {
             shared,
@@ -158,6 +167,8 @@ impl Fleet {
             listeners: ArcSwap::from_pointee(listeners),
             last_reload: Mutex::default(),
             admin_token: Arc::default(),
+            admin_address: Mutex::default(),
+            max_message,
             inboxes,
             ready: AtomicBool::new(false),
             operator: OnceLock::new(),
@@ -240,6 +251,15 @@ impl Fleet {
     /// How many workers there are.
     pub(crate) fn workers(&self) -> usize {
         self.inboxes.len()
+    }
+
+    /// The other proxies whose ring of a pool is another than here, by id; `None`: there is no registry
+    /// to know of others.
+    pub(crate) fn rings_differ(&self, pool: &Pool) -> Option<Vec<String>> {
+        let ring = pool.fingerprint();
+        let peers = self.shared.registry.fleet()?.peers();
+        let differing = peers.into_iter().filter(|peer| peer.has_other_ring(pool.name(), &ring));
+        Some(differing.map(|peer| peer.proxy).collect())
     }
 
     /// The serial in a connection id; `None` if it is not one of this proxy's.
@@ -336,7 +356,7 @@ impl Fleet {
         audience: Option<Audience>,
         message: &[u8],
     ) -> Result<Publication, PublishError> {
-        let Envelope { action, except, connection } = envelope::read(message)?;
+        let Envelope { action, except, connection } = envelope::read(message, self.max_message)?;
         let audience = match (audience, connection) {
             (Some(audience), None) => audience,
             (None, Some(id)) => Audience::One(self.serial(&id).ok_or(PublishError::Unknown)?),
@@ -438,6 +458,15 @@ pub(crate) enum Message {
         /// The name of its pool.
         pool: Arc<str>,
         /// Its id.
+        backend: Arc<str>,
+    },
+    /// A key was let go at a backend: its connections there end.
+    KeyGaveWay {
+        /// The name of its pool.
+        pool: Arc<str>,
+        /// The key.
+        key: Arc<str>,
+        /// The id of the backend, the very one.
         backend: Arc<str>,
     },
     /// Take the next step of a mass close.
