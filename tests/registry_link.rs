@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use steadfast::observe::metrics::ReasonLabel;
+use steadfast::observe::labels::ReasonLabel;
 use steadfast::registry::redis::{Identity, Place, Redis as Registered, Settings};
 use steadfast::registry::{Boxed, Event, Group, Page, Registry as _, State, Truth};
 use support::http::{get, header, read_head};
