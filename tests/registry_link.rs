@@ -200,8 +200,8 @@ fn a_message_that_is_too_large_is_dropped_and_counted() {
     publish(&redis, &of_key("x"), &"x".repeat(1100), 1);
     publish(&redis, &of_key("x"), "small", 1);
     client.expect_text("small");
-    let dropped = [("reason", "too_large")];
-    proxy.wait_for_metric("steadfast_registry_dropped_messages_total", &dropped, 1.0);
+    let refused = [("reason", "too_large")];
+    proxy.wait_for_metric("steadfast_undeliverable_messages_total", &refused, 1.0);
 }
 
 #[test]
