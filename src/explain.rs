@@ -26,7 +26,7 @@ use crate::listen::ListenerSettings;
 use crate::observe::metrics::{Metrics, Nothing};
 use crate::pool::{Backend, Pool, ring};
 use crate::route::key::{KeyFound, RequestFacts, find_key};
-use crate::route::{HostPattern, PathPattern};
+use crate::route::{HostPattern, Learn, PathPattern};
 
 /// What stands for a backend where any will do.
 pub const ANY: &str = "any";
@@ -213,13 +213,16 @@ pub fn explain(question: &Question, doors: &[Door<'_>], snapshot: &Snapshot) -> 
             return told;
         }
     };
-    match KnownSession::of(&route.settings, &route.pool, facts.query) {
+    // What is asked about is a GET, which opens no session of SignalR.
+    let (settings, pool) = (&route.settings, &route.pool);
+    match KnownSession::of(settings, pool, &http::Method::GET, facts.path, facts.query) {
         KnownSession::At(backend) => {
-            of_session(&backend, found.as_ref(), &mut told);
+            of_session(&backend, settings.learn, found.as_ref(), &mut told);
             return told;
         }
         KnownSession::Unknown => {
-            told.why.push("no session of its sid is known here: it goes by its key".to_owned());
+            let id = if settings.learn == Learn::SignalR { "id" } else { "sid" };
+            told.why.push(format!("no session of its {id} is known here: it goes by its key"));
         }
         KnownSession::None => {}
     }
@@ -231,12 +234,14 @@ pub fn explain(question: &Question, doors: &[Door<'_>], snapshot: &Snapshot) -> 
 }
 
 /// Tells of a request that goes where its session is: there or nowhere.
-fn of_session(backend: &Backend, key: Option<&KeyFound<'_>>, told: &mut Explanation) {
+fn of_session(backend: &Backend, learn: Learn, key: Option<&KeyFound<'_>>, told: &mut Explanation) {
     if let Some(found) = key {
         told.note_key(found);
     }
     if backend.is_lost() {
-        return told.why.push(format!("{} began its session, and is lost: a 400", backend.id()));
+        let status = if learn == Learn::SignalR { 404 } else { 400 };
+        let backend = backend.id();
+        return told.why.push(format!("{backend} began its session, and is lost: a {status}"));
     }
     let whatever = if key.is_some() { ", whatever its key" } else { "" };
     told.why.push(format!("{} began its session: it goes there{whatever}", described(backend)));
@@ -292,6 +297,7 @@ fn of_key(found: &KeyFound<'_>, route: &Route, told: &mut Explanation) {
     told.position = Some(format!("{:016x}", ring::position(key.as_bytes())));
     // Before the choice: a placement that ends in between is told as one that was.
     let placed = pool.find(key);
+    let elsewhere = pool.find_elsewhere(key);
     let Ok(mut choice) = pool.lookup(key) else {
         return told.why.push(refused(pool));
     };
@@ -304,6 +310,10 @@ fn of_key(found: &KeyFound<'_>, route: &Route, told: &mut Explanation) {
             told.why.push(format!(
                 "{count} {connections} of this key {have} {backend}: the key stays there"
             ));
+            told.why.extend(pool.home(key).and_then(|home| away(home, &backend)));
+        }
+        None if elsewhere.is_some_and(|elsewhere| elsewhere.id() == backend) => {
+            told.why.push(format!("another proxy has this key at {backend}: it goes there"));
             told.why.extend(pool.home(key).and_then(|home| away(home, &backend)));
         }
         None => told.why.push(why_chosen(pool, key, &backend)),

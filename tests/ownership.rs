@@ -7,7 +7,6 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,13 +17,14 @@ use steadfast::registry::{Boxed, Page, Record, Registry, Truth};
 use support::http::request;
 use support::in_process::runtime;
 use support::named::Named;
+use support::redis as server;
 use support::ws::{self, Ws};
-use support::{Process, Proxy, RedisServer, config, eventually, within};
+use support::{Proxy, config, eventually, within};
 use tokio::task::JoinHandle;
 
 /// Proxies that share a Redis, in front of one backend.
 struct World {
-    redis: RedisServer,
+    redis: server::Redis,
     proxies: Vec<Proxy>,
     backend: Named,
 }
@@ -40,7 +40,7 @@ struct Owned {
 impl World {
     fn new(proxies: usize) -> Self {
         let mut world =
-            Self { redis: RedisServer::start(), proxies: Vec::new(), backend: Named::start("a") };
+            Self { redis: server::Redis::start(), proxies: Vec::new(), backend: Named::start("a") };
         for _ in 0..proxies {
             world.proxies.push(world.proxy());
         }
@@ -214,10 +214,10 @@ fn redis_has_exactly_what_lives() {
     assert!(!world.there().unwrap().records.is_empty());
 
     // It goes, and comes back with nothing.
-    world.redis.process.kill();
+    world.redis.kill();
     drop(more);
     let open = open_on_all(&world);
-    restart(&mut world.redis);
+    world.redis.restart();
     let both = [&world.proxies[0], &world.proxies[1]];
     world.is_whole(Duration::from_secs(5), &both);
     assert!(!world.there().unwrap().records.is_empty());
@@ -234,14 +234,6 @@ fn redis_has_exactly_what_lives() {
 
 fn open_on_all(world: &World) -> Vec<Ws> {
     world.proxies.iter().flat_map(|proxy| open(proxy.address, 150)).collect()
-}
-
-fn restart(redis: &mut RedisServer) {
-    let mut command = Command::new("redis-server");
-    command.args(["--bind", "127.0.0.1", "--port", &redis.port.to_string()]);
-    command.args(["--save", "", "--appendonly", "no"]);
-    redis.process = Process::start("redis-server", &mut command);
-    redis.process.wait_for("its readiness", |line| line.contains("Ready to accept").then_some(()));
 }
 
 #[test]
@@ -358,8 +350,12 @@ impl Truth for Still {
 
 /// In the registry at this URL, under a name.
 fn join(url: &str, name: &str) -> Arc<Redis> {
+    join_at(Place::at(url).unwrap(), name)
+}
+
+fn join_at(place: Place, name: &str) -> Arc<Redis> {
     let settings = Settings {
-        place: Place::at(url).unwrap(),
+        place,
         prefix: "steadfast".to_owned(),
         required: false,
         join_wait: Duration::from_millis(50),
@@ -380,27 +376,99 @@ fn run(redis: &Arc<Redis>, connections: u64) -> JoinHandle<()> {
 #[test]
 fn ten_thousand_connections_are_back_5_seconds_after_redis() {
     const MANY: u64 = 10_000;
-    let mut server = RedisServer::start();
+    let mut place = server::Redis::start();
     runtime().block_on(async {
-        let proxy = join(&server.url(), "one");
+        let proxy = join(&place.url(), "one");
         let running = run(&proxy, MANY);
-        let written = |server: &RedisServer| {
-            let client = redis::Client::open(server.url()).unwrap();
+        let written = |place: &server::Redis| {
+            let client = redis::Client::open(place.url()).unwrap();
             let Ok(mut store) = client.get_connection() else { return 0 };
             let shards = (0..64).map(|shard| format!("steadfast:owns:one:{shard:02x}"));
             shards.map(|name| store.hlen::<_, u64>(name).unwrap()).sum()
         };
         for _ in 0..2 {
             let began = Instant::now();
-            while written(&server) < MANY {
-                assert!(began.elapsed() < Duration::from_secs(5), "{}", written(&server));
+            while written(&place) < MANY {
+                assert!(began.elapsed() < Duration::from_secs(5), "{}", written(&place));
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             eprintln!("{MANY} connections after {:?}", began.elapsed());
-            server.process.kill();
-            restart(&mut server);
+            place.restart();
         }
         running.abort();
+    });
+}
+
+#[test]
+fn who_comes_back_is_no_longer_swept() {
+    let place = server::Redis::start();
+    let mut store = redis::Client::open(place.url()).unwrap().get_connection().unwrap();
+    let mut left = redis::pipe();
+    left.sadd("steadfast:proxies", "ghost");
+    for number in 0..20_000 {
+        let shard = number % 64;
+        left.hset(
+            format!("steadfast:owns:ghost:{shard:02x}"),
+            format!("ghost.{shard:02x}{number:016x}"),
+            "{}",
+        );
+    }
+    let _: () = left.query(&mut store).unwrap();
+    runtime().block_on(async {
+        let proxy = join(&place.url(), "one");
+        let running = run(&proxy, 0);
+        let has = |store: &mut Connection, name| store.exists::<_, bool>(name).unwrap();
+        let until = Instant::now() + Duration::from_secs(20);
+        while !has(&mut store, "steadfast:sweep:ghost") {
+            assert!(Instant::now() < until, "nobody sweeps");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let _: () = store.hset("steadfast:proxy:ghost", "name", "ghost").unwrap();
+        while has(&mut store, "steadfast:sweep:ghost") {
+            assert!(Instant::now() < until, "it goes on");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert!(has(&mut store, "steadfast:owns:ghost:3f"), "all is gone");
+        assert!(store.sismember::<_, _, bool>("steadfast:proxies", "ghost").unwrap());
+        assert_eq!(proxy.counts().swept.get(), 0);
+        running.abort();
+    });
+}
+
+#[test]
+fn in_a_cluster_each_is_found_until_its_proxy_leaves() {
+    const SOME: u64 = 300;
+    let servers = server::cluster(3);
+    let urls: Vec<String> = servers.iter().map(server::Redis::url).collect();
+    let place = Place::cluster(urls.iter().map(String::as_str)).unwrap();
+    runtime().block_on(async {
+        let (proxy, other) = (join_at(place.clone(), "one"), join_at(place, "two"));
+        let running = [run(&proxy, SOME), run(&other, 0)];
+        let fleet = other.fleet().unwrap();
+        let found = async |wanted: u64| {
+            let until = Instant::now() + Duration::from_secs(20);
+            loop {
+                let mut found = 0;
+                for number in 0..SOME {
+                    let id = format!("one.{:02x}{number:016x}", number % 64);
+                    let owned = fleet.owner(&id).await.unwrap_or_default();
+                    let key = format!("key {number}");
+                    let of_key = fleet.of_key("pool", &key, None, 9).await.unwrap_or_default();
+                    let is_there = owned.is_some_and(|owned| of_key == [owned]);
+                    found += u64::from(is_there);
+                }
+                if found == wanted {
+                    return;
+                }
+                assert!(Instant::now() < until, "{found}, not {wanted}");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        found(SOME).await;
+        running[0].abort();
+        proxy.sign_off().await;
+        found(0).await;
+        running[1].abort();
     });
 }
 

@@ -7,12 +7,17 @@ mod support;
 
 use std::io::Write as _;
 use std::net::SocketAddr;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use steadfast::observe::labels::ReasonLabel;
+use steadfast::registry::redis::{Identity, Place, Redis as Registered, Settings};
+use steadfast::registry::{Boxed, Event, Group, Page, Registry as _, State, Truth};
 use support::http::{get, header, read_head};
-use support::redis::{Answer, Redis, Sentinels, cluster};
+use support::in_process::runtime;
+use support::redis::{Answer, Client, Redis, Sentinels, cluster, cluster_replica, free_port};
 use support::scripted::{Scripted, switching};
+use support::tls::Authority;
 use support::ws::{self, Ws};
 use support::{Proxy, config, eventually, within};
 
@@ -195,12 +200,24 @@ fn a_message_that_is_too_large_is_dropped_and_counted() {
     publish(&redis, &of_key("x"), &"x".repeat(1100), 1);
     publish(&redis, &of_key("x"), "small", 1);
     client.expect_text("small");
-    let dropped = [("reason", "too_large")];
-    proxy.wait_for_metric("steadfast_registry_dropped_messages_total", &dropped, 1.0);
+    let refused = [("reason", "too_large")];
+    proxy.wait_for_metric("steadfast_undeliverable_messages_total", &refused, 1.0);
 }
 
 #[test]
 fn a_fail_over_by_sentinels_is_followed() {
+    follow_a_fail_over(|master, _| master.kill());
+}
+
+#[test]
+fn a_planned_fail_over_is_followed_though_the_old_master_goes_on() {
+    follow_a_fail_over(|_, sentinel| {
+        let asked = sentinel.ask(&["SENTINEL", "FAILOVER", "fleet"]);
+        assert_eq!(asked, Answer::text("OK"));
+    });
+}
+
+fn follow_a_fail_over(fail_over: impl FnOnce(&mut Redis, &mut Client)) {
     let mut master = Redis::start();
     let to_master = ["--replicaof", &format!("127.0.0.1 {}", master.port)];
     let replica = Redis::start_with(&to_master);
@@ -211,11 +228,13 @@ fn a_fail_over_by_sentinels_is_followed() {
     });
     let sentinels = Sentinels::watching(master.port, 1);
     let mut sentinel = sentinels.client();
-    eventually("the Sentinel knows the replica", || {
-        match sentinel.ask(&["SENTINEL", "REPLICAS", "fleet"]) {
-            Answer::List(list) => (!list.is_empty()).then_some(()),
-            _ => None,
-        }
+    eventually("the Sentinel knows the replica, and that it is well", || {
+        let Answer::List(list) = sentinel.ask(&["SENTINEL", "REPLICAS", "fleet"]) else {
+            return None;
+        };
+        let Answer::List(fields) = list.first()? else { return None };
+        let pair = fields.chunks(2).find(|pair| pair[0] == Answer::text("master-link-status"))?;
+        (pair[1] == Answer::text("ok")).then_some(())
     });
     let (backend, handed) = Scripted::opening();
     let proxy = proxy(backend.address, &format!("url = \"{}\"", sentinels.url()));
@@ -224,7 +243,7 @@ fn a_fail_over_by_sentinels_is_followed() {
     publish(&master, &of_key("x"), "first", 1);
     client.expect_text("first");
 
-    master.kill();
+    fail_over(&mut master, &mut sentinel);
     eventually("the replica is the master", || match replica.client().ask(&["ROLE"]) {
         Answer::List(role) => (role[0] == Answer::text("master")).then_some(()),
         _ => None,
@@ -264,4 +283,241 @@ fn in_a_cluster_messages_go_by_shards() {
         assert_eq!(reached, Some(2), "{key}");
         clients.iter().for_each(|(client, _)| client.expect_text(&key));
     }
+}
+
+#[test]
+fn a_replica_that_takes_over_in_a_cluster_is_followed() {
+    let mut masters = cluster(3);
+    let replica = cluster_replica(&masters, 1);
+    let members: Vec<String> =
+        masters.iter().map(|master| format!("\"{}\"", master.url())).collect();
+    let (backend, handed) = Scripted::opening();
+    let proxy = proxy(backend.address, &format!("cluster = [{}]", members.join(", ")));
+    // One key for each master, by asking them.
+    let clients: Vec<_> = (0..3)
+        .map(|index: usize| {
+            let has = |key: &String| {
+                let asked = masters[index].client().ask(&["SPUBLISH", &of_key(key), "{}"]);
+                matches!(asked, Answer::Number(_))
+            };
+            let key = (0..100).map(|number| format!("k{number}")).find(has).unwrap();
+            let client = ws::open(proxy.address, &format!("/?room={key}"));
+            (client, handed.next(), key)
+        })
+        .collect();
+    masters[1].kill();
+    eventually("the replica has the slots", || match replica.client().ask(&["ROLE"]) {
+        Answer::List(role) => (role[0] == Answer::text("master")).then_some(()),
+        _ => None,
+    });
+    for (index, (client, _, key)) in clients.iter().enumerate() {
+        let redis = if index == 1 { &replica } else { &masters[index] };
+        let mut publisher = redis.client();
+        let took = until_delivered(client, |message| {
+            // Not all members may know yet whose slots these are.
+            publisher.ask(&["SPUBLISH", &of_key(key), message]);
+        });
+        assert!(took < Duration::from_secs(8), "{index}: {took:?}");
+    }
+    proxy.wait_for_metric("steadfast_registry_up", &[], 1.0);
+}
+
+#[test]
+fn a_server_with_a_login_is_reached_by_tls() {
+    let authority = Authority::new();
+    let issued = authority.issue("redis", &["localhost"]);
+    let port = free_port().to_string();
+    let (cert, key, ca) = (issued.cert.to_str(), issued.key.to_str(), authority.file());
+    let redis = Redis::start_with(&[
+        "--tls-port",
+        &port,
+        "--tls-cert-file",
+        cert.unwrap(),
+        "--tls-key-file",
+        key.unwrap(),
+        "--tls-ca-cert-file",
+        ca.to_str().unwrap(),
+        "--tls-auth-clients",
+        "no",
+        "--requirepass",
+        "hu/sh@",
+    ]);
+    let (backend, handed) = Scripted::opening();
+    let config = config(&[("a", backend.address)], &[]);
+    let url = format!("rediss://:hu%2Fsh%40@localhost:{port}/0");
+    let environment = [("SSL_CERT_FILE", ca.to_str().unwrap())];
+    let proxy =
+        Proxy::start_with(&format!("{config}\n[registry]\nurl = \"{url}\"\n"), &environment);
+    proxy.wait_for_metric("steadfast_registry_up", &[], 1.0);
+    let client = ws::open(proxy.address, "/?room=x");
+    let _backend = handed.next();
+    let mut publisher = redis.client();
+    assert_eq!(publisher.ask(&["AUTH", "hu/sh@"]), Answer::text("OK"));
+    until_delivered(&client, |message| {
+        publisher.publish(&of_key("x"), message);
+    });
+    assert!(!proxy.process.output().contains("hu"), "the password is in the log");
+}
+
+#[test]
+fn sentinels_that_want_a_login_get_the_one_of_the_master() {
+    let master = Redis::start_with(&["--requirepass", "hush"]);
+    let login = "requirepass hush\nsentinel auth-pass fleet hush\n";
+    let sentinels = Sentinels::watching_with(master.port, 1, login);
+    let (backend, handed) = Scripted::opening();
+    let port = sentinels.ports()[0];
+    // One of them is not there.
+    let url = format!("redis+sentinel://:hush@127.0.0.1:1,127.0.0.1:{port}/fleet");
+    let proxy = proxy(backend.address, &format!("url = \"{url}\""));
+    let client = ws::open(proxy.address, "/?room=x");
+    let _backend = handed.next();
+    let mut publisher = master.client();
+    assert_eq!(publisher.ask(&["AUTH", "hush"]), Answer::text("OK"));
+    until_delivered(&client, |message| {
+        publisher.publish(&of_key("x"), message);
+    });
+}
+
+/// A proxy without connections.
+struct Nobody;
+
+impl Truth for Nobody {
+    fn page(&self, _cursor: Option<u64>) -> Boxed<'_, Option<Page>> {
+        Box::pin(async { Some(Page::default()) })
+    }
+
+    fn connections(&self) -> usize {
+        0
+    }
+
+    fn rings(&self) -> Vec<(String, String)> {
+        vec![("pool".to_owned(), "0".to_owned())]
+    }
+
+    fn placed(&self, _pool: &str) -> Vec<(Arc<str>, Arc<str>)> {
+        Vec::new()
+    }
+
+    fn admin(&self) -> Option<String> {
+        None
+    }
+}
+
+/// A registry without a proxy, and what comes out of it.
+struct Alone {
+    registry: Arc<Registered>,
+    events: tokio::sync::mpsc::Receiver<Event>,
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    control: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Alone {
+    fn new(redis: &Redis, rooms: usize) -> Self {
+        let settings = Settings {
+            place: Place::at(&redis.url()).unwrap(),
+            prefix: "alone".to_owned(),
+            required: false,
+            join_wait: Duration::from_millis(50),
+            max_message: 1 << 20,
+        };
+        let identity = Identity { proxy: "p".into(), name: "p".to_owned() };
+        let registry = Arc::new(Registered::new(settings, identity));
+        for number in 0..rooms {
+            registry.enter(Group::Room(number.to_string().into()));
+        }
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let (sender, events) = tokio::sync::mpsc::channel(16);
+        let running = Arc::clone(&registry);
+        let control = std::thread::spawn(move || {
+            let stopped = async { drop(stopped.await) };
+            runtime().block_on(running.run(Arc::new(Nobody), sender, stopped));
+        });
+        let alone = Self { registry, events, stop: Some(stop), control: Some(control) };
+        alone.wait_for(State::Up);
+        alone
+    }
+
+    fn wait_for(&self, wanted: State) {
+        eventually("its state", || (self.registry.state() == wanted).then_some(()));
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        let ended = self.control.take().unwrap().join();
+        assert!(ended.is_ok() || std::thread::panicking());
+    }
+}
+
+#[test]
+fn who_falls_behind_loses_nothing_that_has_come_and_is_told() {
+    const MESSAGES: usize = 20_000;
+    let redis = Redis::start();
+    let mut alone = Alone::new(&redis, 1);
+    let channel = "alone:to:room:0";
+    let mut publisher = redis.client();
+    let mut reached = 0;
+    for number in 0..MESSAGES {
+        reached += usize::try_from(publisher.publish(channel, &number.to_string())).unwrap();
+    }
+    // Nobody took any, so they did not all find room.
+    let counts = alone.registry.counts().clone();
+    eventually("it is counted", || (counts.outages.get() >= 1).then_some(()));
+    let mut came: Vec<usize> = Vec::new();
+    eventually("all that had room have come", || {
+        while let Ok(Event::Message { message, .. }) = alone.events.try_recv() {
+            came.push(std::str::from_utf8(&message).unwrap().parse().unwrap());
+        }
+        let dropped = counts.messages.get() - came.len() as u64;
+        let behind = ReasonLabel { reason: "behind" };
+        (counts.dropped.get_or_create(&behind).get() == dropped).then_some(())
+    });
+    assert!(came.len() >= 16_384 && came.len() < reached.max(MESSAGES), "{}", came.len());
+    assert!(came.is_sorted(), "the order is that of the publisher");
+    alone.wait_for(State::Up);
+    eventually("it stands again", || (publisher.subscribers(channel) == 1).then_some(()));
+    assert_eq!(publisher.publish(channel, "last"), 1);
+    let last = eventually("what is next arrives", || alone.events.try_recv().ok());
+    assert!(matches!(last, Event::Message { message, .. } if message == "last"));
+}
+
+#[test]
+fn many_groups_are_subscribed_again_within_two_seconds() {
+    const GROUPS: usize = 20_000;
+    let mut redis = Redis::start();
+    let alone = Alone::new(&redis, GROUPS);
+    let all = |redis: &Redis| {
+        for room in [0, GROUPS / 2, GROUPS - 1] {
+            assert_eq!(redis.client().subscribers(&format!("alone:to:room:{room}")), 1, "{room}");
+        }
+        for channel in ["alone:to:all", "alone:to:proxy:p", "alone:placed:pool", "alone:drain:pool"]
+        {
+            assert_eq!(redis.client().subscribers(channel), 1, "{channel}");
+        }
+    };
+    all(&redis);
+    redis.kill();
+    alone.wait_for(State::Away);
+    redis.restart();
+    let began = Instant::now();
+    alone.wait_for(State::Up);
+    let took = began.elapsed();
+    all(&redis);
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    // What it costs when nothing happens.
+    let commands = |client: &mut Client| match client.ask(&["INFO", "stats"]) {
+        Answer::Text(info) => {
+            let line = info.lines().find_map(|line| line.strip_prefix("total_commands_processed:"));
+            line.unwrap().parse::<u64>().unwrap()
+        }
+        other => panic!("{other:?}"),
+    };
+    let mut client = redis.client();
+    let (before, since) = (commands(&mut client), Instant::now());
+    within(Duration::from_secs(10), "some seconds pass", || {
+        (since.elapsed() > Duration::from_secs(4)).then_some(())
+    });
+    let asked = commands(&mut client) - before;
+    assert!(asked <= 4 * 4, "{asked} commands in 4 s");
 }

@@ -347,3 +347,56 @@ fn with_a_key_each_request_of_a_session_may_take_either_of_two_proxies() {
     }
     chat.expect_no_errors();
 }
+
+#[test]
+fn without_a_key_each_request_of_a_session_may_take_either_of_two_proxies_of_a_registry() {
+    let chat = Chat::start();
+    let addresses: Vec<_> =
+        ["a", "b", "c"].into_iter().zip(&chat.servers).map(|(id, one)| (id, one.address)).collect();
+    let config = config(&addresses, &[("route", "learn = \"socketio\"")]);
+    let registry = format!("\n[registry]\nurl = \"{}\"\n", chat.redis.url());
+    let config = config.replace("key = \"query:room\"\n", "") + &registry;
+    let (one, two) = (Proxy::start(&config), Proxy::start(&config));
+    for number in 0..20 {
+        let (first, second) = if number % 2 == 0 { (&one, &two) } else { (&two, &one) };
+        let session = open_session(first);
+        let path = of(POLLING, &session);
+        assert_eq!(request(second.address, "POST", &path, &[], b"40").text(), "ok");
+        let polled = get(first, &path);
+        assert!(polled.text().starts_with("40{\"sid\":"), "{}", polled.text());
+        let upgraded = ws::open(second.address, &of(WEBSOCKET, &session));
+        upgraded.send(ws::TEXT, "2probe");
+        upgraded.expect_text("3probe");
+    }
+    chat.expect_no_errors();
+}
+
+/// How long Redis keeps a session yet, in milliseconds; negative: it does not.
+fn kept(redis: &RedisServer, session: &str) -> i64 {
+    let (port, key) = (redis.port.to_string(), format!("steadfast:session:pool/{session}"));
+    let answer = Command::new("redis-cli").args(["-p", &port, "PTTL", &key]).output().unwrap();
+    String::from_utf8(answer.stdout).unwrap().trim().parse().unwrap()
+}
+
+#[test]
+fn a_session_is_in_the_registry_when_its_client_has_the_id_and_while_it_is_used() {
+    let redis = RedisServer::start();
+    let backends = fleet();
+    let registry = format!("\n[registry]\nurl = \"{}\"\njoin_wait = \"10s\"\n", redis.url());
+    let config = config(&named::addresses(&backends), &[("route", "learn = \"socketio\"")]);
+    let config = config.replace("key = \"query:room\"\n", "") + &registry;
+    let proxy = Proxy::start(&config);
+    let session = open_session(&proxy);
+    assert!((30_000..=45_000).contains(&kept(&redis, &session)), "{}", kept(&redis, &session));
+    // Of a WebSocket it is there soon after.
+    let client = ws::open(proxy.address, WEBSOCKET);
+    let of_socket = id_in(&client.read().text());
+    eventually("it is written", || (kept(&redis, &of_socket) > 0).then_some(()));
+    // With the registry away a session is what one proxy knows.
+    redis.process.signal("STOP");
+    let begun = std::time::Instant::now();
+    let answer = get(&proxy, &of(POLLING, "unknown"));
+    assert_eq!(answer.status, 200);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert_eq!(get(&proxy, &of(POLLING, &session)).text(), home(&session));
+}

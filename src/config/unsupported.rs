@@ -15,8 +15,7 @@ const KEYS: &[(&str, &[&str])] = &[
 ];
 
 /// Values, by table and key.
-const VALUES: &[(&str, &str, &[&str])] =
-    &[("route", "learn", &["signalr"]), ("route", "on_backend_loss", &["rehome"])];
+const VALUES: &[(&str, &str, &[&str])] = &[("route", "on_backend_loss", &["rehome"])];
 
 /// What is said of such a key or value; what to do follows it.
 pub(super) const NOT_SUPPORTED: &str = "not supported by this version";

@@ -144,6 +144,9 @@ impl PublishError {
     /// Its word in metrics.
     pub(crate) fn label(&self) -> &'static str {
         match self {
+            Self::Envelope(EnvelopeError::TooLong { .. } | EnvelopeError::TooLarge { .. }) => {
+                "too_large"
+            }
             Self::Envelope(_) | Self::Nobody | Self::OneOfMany | Self::Room(_) => "malformed",
             Self::Unknown => "gone",
             Self::Busy => "busy",

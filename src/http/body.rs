@@ -7,6 +7,8 @@
 
 use std::cell::Cell;
 use std::error::Error;
+use std::fmt;
+use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,6 +24,9 @@ use super::gate::Answer;
 use super::session::Held;
 use crate::observe::access_log::RequestRecord;
 use crate::pool::backend::RequestGauge;
+
+/// What a piece of a body waits for before it goes out.
+pub(super) type Hold = Pin<Box<dyn Future<Output = ()>>>;
 
 /// What goes wrong with a body.
 pub type BodyError = Box<dyn Error + Send + Sync>;
@@ -41,8 +46,22 @@ pub struct Reply {
     unasked: Option<Unasked>,
     /// The session of the request, or what finds one in this body.
     session: Option<Box<Held>>,
+    /// A piece that waits, at most once in a body.
+    held_back: Option<Box<HeldBack>>,
     /// Written to the access log when the answer is over.
     record: Option<Box<RequestRecord>>,
+}
+
+/// A piece of a body, and what it waits for.
+struct HeldBack {
+    frame: Frame<Bytes>,
+    until: Hold,
+}
+
+impl fmt::Debug for HeldBack {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("HeldBack").field("frame", &self.frame).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
@@ -69,7 +88,15 @@ impl Reply {
     }
 
     fn new(content: Content) -> Self {
-        Self { content, answer: None, _in_flight: None, unasked: None, session: None, record: None }
+        Self {
+            content,
+            answer: None,
+            _in_flight: None,
+            unasked: None,
+            session: None,
+            held_back: None,
+            record: None,
+        }
     }
 
     /// Ends `answer`, and writes `record` down, when this body has gone out.
@@ -117,19 +144,30 @@ impl Body for Reply {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(held_back) = &mut self.held_back {
+            ready!(held_back.until.as_mut().poll(context));
+            return Poll::Ready(self.held_back.take().map(|held_back| Ok(held_back.frame)));
+        }
         let polled = self.poll_content(context);
         if let (Some(record), Poll::Ready(Some(Ok(frame)))) = (&mut self.record, &polled) {
             record.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
         }
         if let (Some(session), Poll::Ready(Some(Ok(frame)))) = (&mut self.session, &polled)
             && let Some(data) = frame.data_ref()
+            && let Some(mut until) = session.look_at(data)
+            && until.as_mut().poll(context).is_pending()
         {
-            session.look_at(data);
+            let Poll::Ready(Some(Ok(frame))) = polled else { return polled };
+            self.held_back = Some(Box::new(HeldBack { frame, until }));
+            return Poll::Pending;
         }
         polled
     }
 
     fn is_end_stream(&self) -> bool {
+        if self.held_back.is_some() {
+            return false;
+        }
         match &self.content {
             Content::Empty => true,
             Content::Text(text) => text.is_empty(),

@@ -5,63 +5,35 @@
 //! protocol, "Handshake"): over long polling it is the body of the first answer, over a WebSocket
 //! without an id it is the first message. Every later request has it as `sid` in its query, and only
 //! the process that issued it knows it.
-//!
-//! An answer is read as it passes, at most [`MOST_READ`] bytes of it: what is no such packet by then
-//! is none, and the session is simply not learnt. Ids are bounded in length and alphabet, because
-//! they are kept.
 
 use std::time::Duration;
 
 use serde::Deserialize;
 
-/// How much of an answer is read.
-pub const MOST_READ: usize = 1024;
-/// The longest session id; the servers at hand make 20 characters.
-const LONGEST_ID: usize = 64;
-/// The longest that a session may be silent, whatever its server says.
-const LONGEST_LIFE: Duration = Duration::from_secs(24 * 3600);
+use super::opened::{LONGEST_LIFE, Opened, Request, is_session_id};
+
 /// Between the packets of one body (protocol 4).
 const RECORD_SEPARATOR: u8 = 0x1e;
 
-/// A request of Engine.IO.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Request<'a> {
-    /// One that begins a session.
-    Opens,
-    /// One of this session.
-    Of(&'a str),
-}
-
-impl<'a> Request<'a> {
-    /// Reads a query as sent; `None` where it is none of Engine.IO's. An id that can't be one is
-    /// nobody's, and a server will say so.
-    pub fn of(query: Option<&'a str>) -> Option<Self> {
-        let (mut is_engine_io, mut has_transport, mut id) = (false, false, None);
-        for (name, value) in query?.split('&').filter_map(|pair| pair.split_once('=')) {
-            match name {
-                "EIO" => is_engine_io = true,
-                "transport" => has_transport = matches!(value, "polling" | "websocket"),
-                "sid" if id.is_none() => id = Some(value),
-                _ => {}
-            }
-        }
-        if !is_engine_io || !has_transport {
-            return None;
-        }
-        match id {
-            None => Some(Self::Opens),
-            Some(id) => is_session_id(id).then_some(Self::Of(id)),
+/// Reads a query as sent; `None` where it is none of Engine.IO's. An id that can't be one is
+/// nobody's, and a server will say so.
+pub fn request_of(query: Option<&str>) -> Option<Request<'_>> {
+    let (mut is_engine_io, mut has_transport, mut id) = (false, false, None);
+    for (name, value) in query?.split('&').filter_map(|pair| pair.split_once('=')) {
+        match name {
+            "EIO" => is_engine_io = true,
+            "transport" => has_transport = matches!(value, "polling" | "websocket"),
+            "sid" if id.is_none() => id = Some(value),
+            _ => {}
         }
     }
-}
-
-/// A session that a server has opened.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Opened {
-    /// Its id: 1 to 64 of `[A-Za-z0-9_-]`.
-    pub id: String,
-    /// How long it may be silent: the server's interval of pings and its patience with them.
-    pub life: Duration,
+    if !is_engine_io || !has_transport {
+        return None;
+    }
+    match id {
+        None => Some(Request::Opens),
+        Some(id) => is_session_id(id).then_some(Request::Of(id)),
+    }
 }
 
 /// The open packet, as far as it matters here.
@@ -94,34 +66,11 @@ pub fn opened(text: &[u8]) -> Option<Opened> {
     })
 }
 
-fn is_session_id(text: &str) -> bool {
-    let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
-    (1..=LONGEST_ID).contains(&text.len()) && text.bytes().all(fits)
-}
-
-/// Reads the beginning of a body that comes in pieces.
-#[derive(Debug, Default)]
-pub struct BodyStart {
-    /// At most [`MOST_READ`] bytes.
-    read: Vec<u8>,
-}
-
-impl BodyStart {
-    /// Takes the next piece, and tells once of the session that the body opens.
-    pub fn feed(&mut self, piece: &[u8]) -> Option<Opened> {
-        let room = MOST_READ - self.read.len();
-        if room == 0 || piece.is_empty() {
-            return None;
-        }
-        self.read.extend_from_slice(&piece[..piece.len().min(room)]);
-        opened(&self.read)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::opened::{BodyStart, MOST_READ};
     use super::*;
 
     const OPEN: &str = r#"0{"sid":"lv_VI97HAXpY6yYWAAAC","upgrades":["websocket"],"pingInterval":25000,"pingTimeout":20000,"maxPayload":1000000}"#;
@@ -132,7 +81,7 @@ mod tests {
 
     #[test]
     fn a_request_opens_a_session_or_is_of_one() {
-        let of = |query| Request::of(Some(query));
+        let of = |query| request_of(Some(query));
         assert_eq!(of("EIO=4&transport=polling"), Some(Request::Opens));
         assert_eq!(of("t=x&transport=websocket&EIO=4"), Some(Request::Opens));
         assert_eq!(of("EIO=4&transport=polling&sid=a_B-9"), Some(Request::Of("a_B-9")));
@@ -142,9 +91,9 @@ mod tests {
         }
         for no_id in ["", "a b", "%61", "a.b", &"a".repeat(65)] {
             let query = format!("EIO=4&transport=polling&sid={no_id}");
-            assert_eq!(Request::of(Some(&query)), None, "{no_id}");
+            assert_eq!(request_of(Some(&query)), None, "{no_id}");
         }
-        assert_eq!(Request::of(None), None);
+        assert_eq!(request_of(None), None);
     }
 
     #[test]
@@ -185,7 +134,7 @@ mod tests {
     fn every_cut_of_the_same_body_tells_once() {
         let body = format!("{OPEN}\x1e40");
         for cut in 0..=body.len() {
-            let mut start = BodyStart::default();
+            let mut start = BodyStart::new(opened);
             let (first, second) = body.as_bytes().split_at(cut);
             let found: Vec<_> =
                 [start.feed(first), start.feed(second)].into_iter().flatten().collect();
@@ -196,18 +145,18 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_are_read_and_bounded(pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..700), 0..6)) {
-            let mut start = BodyStart::default();
+            let mut start = BodyStart::new(opened);
             for piece in &pieces {
                 if let Some(opened) = start.feed(piece) {
                     prop_assert!(is_session_id(&opened.id));
                 }
-                prop_assert!(start.read.len() <= MOST_READ);
+                prop_assert!(start.read() <= MOST_READ);
             }
         }
 
         #[test]
         fn any_query_is_read(query in ".{0,80}") {
-            Request::of(Some(&query));
+            request_of(Some(&query));
         }
     }
 }

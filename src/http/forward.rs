@@ -101,7 +101,8 @@ pub(super) async fn forward(
         Session::Of(visit) => Some(Held::visit(visit)),
         Session::Opens if is_ok => {
             let (pool, backend) = (Arc::clone(&route.pool), Arc::clone(choice.backend()));
-            Some(Held::opening(Opening { pool, backend, client }))
+            let (context, learn) = (Rc::clone(context), route.settings.learn);
+            Some(Held::opening(Opening { context, pool, backend, client, learn }))
         }
         Session::Opens | Session::None => None,
     };

@@ -16,9 +16,11 @@ pub mod framing;
 pub mod gate;
 mod head;
 pub mod headers;
+pub mod opened;
 mod relayed;
 mod respond;
 mod session;
+pub mod signalr;
 mod tunnel;
 mod upstream;
 
@@ -50,7 +52,7 @@ use self::head::RequestHead;
 use self::headers::ClientFacts;
 use self::respond::Refused;
 pub(crate) use self::session::Known as KnownSession;
-use self::session::Session;
+use self::session::{RequestLine, Session};
 use self::tunnel::{Handshake, Opened};
 use self::upstream::Upstreams;
 use crate::listen::tls::{Handshakes, ServerTls};
@@ -508,7 +510,13 @@ impl Context {
         let found = find_key(&route.settings.key, &facts)?;
         trace.note_key(found.as_ref());
         let key = found.map(|found| found.key);
-        let session = Session::of(&route.settings, &route.pool, parts.uri.query())?;
+        let asked = RequestLine {
+            method: &parts.method,
+            path: parts.uri.path(),
+            query: parts.uri.query(),
+            client,
+        };
+        let session = Session::of(self, &route.settings, &route.pool, asked).await?;
         let cookie = route.settings.sticky_cookie.as_ref();
         let cookie = cookie.filter(|_| key.is_none() && !session.is_learnt());
         let minted = cookie.map(|_| sticky::mint(crate::random::bytes()));

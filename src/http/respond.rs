@@ -8,6 +8,7 @@ use http::{Response, StatusCode};
 
 use super::body::Reply;
 use crate::pool::{Moved, NoBackend};
+use crate::route::Learn;
 use crate::route::key::KeyError;
 use crate::ws::handshake::HandshakeError;
 
@@ -54,14 +55,22 @@ pub(super) enum Refused {
     #[error("the backend did not answer in time")]
     TimedOut,
     /// The session of this request was at a backend that is lost.
-    #[error("{{\"code\":1,\"message\":\"Session ID unknown\"}}")]
-    SessionLost,
+    #[error("{}", session_unknown(*.0))]
+    SessionLost(Learn),
     /// The client did not go on with its body in time.
     #[error("the request body came too slowly")]
     BodyTimeout,
     /// The client broke off its body, or sent a malformed one.
     #[error("the request body is incomplete")]
     BodyBroken,
+}
+
+/// A server's own words for a session that it does not know, by which a client knows to begin anew.
+fn session_unknown(learn: Learn) -> &'static str {
+    match learn {
+        Learn::SignalR => "No Connection with that ID",
+        Learn::Off | Learn::SocketIo => r#"{"code":1,"message":"Session ID unknown"}"#,
+    }
 }
 
 impl From<NoBackend> for Refused {
@@ -83,7 +92,8 @@ impl Refused {
     /// The status that the client gets.
     pub(super) fn status(&self) -> StatusCode {
         match self {
-            Self::Host | Self::Key(_) | Self::SessionLost | Self::BodyBroken => {
+            Self::SessionLost(Learn::SignalR) => StatusCode::NOT_FOUND,
+            Self::Host | Self::Key(_) | Self::SessionLost(_) | Self::BodyBroken => {
                 StatusCode::BAD_REQUEST
             }
             Self::NoRoute => StatusCode::NOT_FOUND,
@@ -114,7 +124,7 @@ impl Refused {
             Self::BrokeOff => "broke_off",
             Self::BadAnswer(_) => "bad_answer",
             Self::TimedOut => "backend_timeout",
-            Self::SessionLost => "session_lost",
+            Self::SessionLost(_) => "session_lost",
             Self::BodyTimeout => "body_timeout",
             Self::BodyBroken => "body_broken",
         }
@@ -127,8 +137,7 @@ impl Refused {
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         match self {
-            // Engine.IO's own words, by which a client knows to begin anew.
-            Self::SessionLost => {
+            Self::SessionLost(learn) if *learn != Learn::SignalR => {
                 headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
             }
             Self::NoBackend | Self::RouteFull | Self::BackendFull | Self::HandshakeRate => {

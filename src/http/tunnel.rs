@@ -33,6 +33,7 @@ use crate::observe::rate::{Allowed, allowed};
 use crate::pool::backend::{ConnectionGauge, Slot};
 use crate::pool::sessions::Visit;
 use crate::pool::{Backend, Choice, Moved, Placement, Pool, Stay};
+use crate::route::Learn;
 use crate::route::key::Key;
 use crate::ws::connection::Facts;
 use crate::ws::driver::{Driver, Nonce};
@@ -231,9 +232,9 @@ impl Target {
     }
 
     /// What is said where its backend was lost and there is no other for it.
-    fn is_nowhere(&self) -> Refused {
+    fn is_nowhere(&self, learn: Learn) -> Refused {
         match self {
-            Self::Session(..) => Refused::SessionLost,
+            Self::Session(..) => Refused::SessionLost(learn),
             Self::Placed(_) | Self::Anywhere(_) => Refused::NoBackend,
         }
     }
@@ -315,7 +316,9 @@ impl Opening<'_> {
             match self.target.establish() {
                 Ok(()) => return Ok(answer),
                 Err(Moved::Elsewhere) => {}
-                Err(Moved::Nowhere) => return Err(self.target.is_nowhere()),
+                Err(Moved::Nowhere) => {
+                    return Err(self.target.is_nowhere(self.route.settings.learn));
+                }
             }
         }
         Err(Refused::NoBackend)
@@ -460,8 +463,9 @@ impl Tunnel {
         let asked = self.record.and_then(|record| record.into_rest(subprotocol));
         let first_message = self.opens_session.then(|| {
             let (pool, client) = (Arc::clone(&route.pool), entry.connection().facts.client.ip());
+            let (context, learn) = (Rc::clone(&context), route.settings.learn);
             let session = session.insert(OfWebSocket::default());
-            session.listen(session::Opening { pool, backend, client })
+            session.listen(session::Opening { context, pool, backend, client, learn })
         });
         let guards = Guards { live, counted, session, accepted: self.accepted, asked };
         let tasks = context.tasks.clone();

@@ -284,6 +284,18 @@ mod tests {
     }
 
     #[test]
+    fn a_fingerprint_is_of_ids_and_weights_in_any_order() {
+        let weight = |weight| NonZeroU32::new(weight).unwrap();
+        let (a, b) = (("a", weight(1)), ("b", weight(2)));
+        assert_eq!(fingerprint([a, b]), fingerprint([b, a]));
+        // What versions agree on.
+        assert_eq!(fingerprint([a, b]), "787637b8d89a04f0");
+        for other in [vec![a], vec![a, ("b", weight(1))], vec![("ab", weight(1))], vec![]] {
+            assert_ne!(fingerprint(other), fingerprint([a, b]));
+        }
+    }
+
+    #[test]
     fn a_place_belongs_to_the_next_point_its_own_included() {
         let ring = ring(&[(10, 0), (20, 1), (30, 2)], 3);
         assert_eq!(walk(&ring, 10), [0, 1, 2]);

@@ -6,6 +6,10 @@
 //!
 //! The table is one per pool, for all workers, and outlives the reload of its pool. It is bounded: a
 //! client address has at most [`MOST_OF_ONE_CLIENT`] sessions, of which the oldest is forgotten first.
+//! Where proxies share a registry each session stands there too, for its life and no longer. Whoever
+//! learns one writes it down; who uses one has it written again when a third of its life is over,
+//! which [`Sessions::take_due`] tells for all of them.
+//!
 //! No session has a timer. Each stands in `due` once, at the moment at which it could be over at the
 //! earliest; every call takes a few of those that have come, and puts back who was seen since. So a
 //! request costs a look-up, and a quiet table keeps what it has until somebody comes.
@@ -50,6 +54,17 @@ impl Sessions {
         let now = Instant::now();
         let serial = self.lock().learn(&id, Arc::clone(backend), client, life, now);
         Visit { sessions: Arc::clone(self), id, serial, backend: Arc::clone(backend) }
+    }
+
+    /// Has it be told from now on which sessions are to be kept in a registry.
+    pub fn share(&self) {
+        self.lock().is_shared = true;
+    }
+
+    /// Takes sessions that were used since they were written down, a third of their life ago or
+    /// more: ids, backends and lives. At most `limit`.
+    pub fn take_due(&self, limit: usize) -> Vec<(Arc<str>, Arc<Backend>, Duration)> {
+        self.lock().take_due(limit, Instant::now())
     }
 
     /// Finds the backend of a session, which lives at least as long as what is returned. `None`:
@@ -145,9 +160,18 @@ struct Session<B> {
     seen: Instant,
     /// Where it stands in `due`; never later than `seen + life`.
     due: Instant,
+    /// Where it stands in `renewals`, if it does: a third of its life after it was written down last.
+    renewal: Option<Instant>,
+    /// When it was written down last, if it was.
+    written: Instant,
 }
 
 impl<B> Session<B> {
+    /// When it is to be written down again, if it is used.
+    fn next_renewal(&self) -> Instant {
+        self.written + (self.life / 3).max(Duration::from_millis(1))
+    }
+
     fn is_over(&self, now: Instant) -> bool {
         self.visits == 0 && now.saturating_duration_since(self.seen) >= self.life
     }
@@ -161,12 +185,23 @@ struct Table<B> {
     due: BTreeMap<(Instant, Serial), Arc<str>>,
     /// The same sessions by client, the oldest first.
     clients: HashMap<IpAddr, BTreeMap<Serial, Arc<str>>>,
+    /// Those of them that were used since they were written down, by when they are to be again. Only
+    /// where they are shared.
+    renewals: BTreeMap<(Instant, Serial), Arc<str>>,
+    is_shared: bool,
     next: Serial,
 }
 
 impl<B> Default for Table<B> {
     fn default() -> Self {
-        Self { sessions: HashMap::new(), due: BTreeMap::new(), clients: HashMap::new(), next: 0 }
+        Self {
+            sessions: HashMap::new(),
+            due: BTreeMap::new(),
+            clients: HashMap::new(),
+            renewals: BTreeMap::new(),
+            is_shared: false,
+            next: 0,
+        }
     }
 }
 
@@ -189,11 +224,44 @@ impl<B: Clone> Table<B> {
         let serial = self.next;
         self.next += 1;
         let due = now + life;
-        let session = Session { serial, backend, client, life, visits: 1, seen: now, due };
+        let (renewal, written) = (None, now);
+        let session =
+            Session { serial, backend, client, life, visits: 1, seen: now, due, renewal, written };
         self.due.insert((due, serial), Arc::clone(id));
         self.clients.entry(client).or_default().insert(serial, Arc::clone(id));
         self.sessions.insert(Arc::clone(id), session);
+        self.note_use(id);
         serial
+    }
+
+    /// Has a session that is used be written down again when its time comes.
+    fn note_use(&mut self, id: &Arc<str>) {
+        let Some(session) = self.sessions.get_mut(id).filter(|_| self.is_shared) else { return };
+        if session.renewal.is_none() {
+            let at = session.next_renewal();
+            session.renewal = Some(at);
+            self.renewals.insert((at, session.serial), Arc::clone(id));
+        }
+    }
+
+    fn take_due(&mut self, limit: usize, now: Instant) -> Vec<(Arc<str>, B, Duration)> {
+        let mut due = Vec::new();
+        while due.len() < limit {
+            let Some(first) = self.renewals.first_entry().filter(|first| first.key().0 <= now)
+            else {
+                break;
+            };
+            let id = first.remove();
+            let Some(session) = self.sessions.get_mut(&id) else { continue };
+            session.renewal = None;
+            session.written = now;
+            due.push((Arc::clone(&id), session.backend.clone(), session.life));
+            // A WebSocket of it uses it all the time.
+            if session.visits > 0 {
+                self.note_use(&id);
+            }
+        }
+        due
     }
 
     fn find(&self, id: &str, now: Instant) -> Option<B> {
@@ -212,7 +280,9 @@ impl<B: Clone> Table<B> {
         let session = self.sessions.get_mut(id)?;
         session.visits += 1;
         session.seen = now;
-        Some((key, session.serial, session.backend.clone()))
+        let found = (Arc::clone(&key), session.serial, session.backend.clone());
+        self.note_use(&key);
+        Some(found)
     }
 
     fn leave(&mut self, id: &str, serial: Serial, now: Instant) {
@@ -247,6 +317,9 @@ impl<B: Clone> Table<B> {
     fn forget(&mut self, id: &str) {
         let Some(session) = self.sessions.remove(id) else { return };
         self.due.remove(&(session.due, session.serial));
+        if let Some(renewal) = session.renewal {
+            self.renewals.remove(&(renewal, session.serial));
+        }
         if let Some(all) = self.clients.get_mut(&session.client) {
             all.remove(&session.serial);
             if all.is_empty() {
@@ -363,6 +436,37 @@ mod tests {
     }
 
     #[test]
+    fn a_session_is_written_down_again_a_third_of_its_life_after_if_it_is_used() {
+        let (mut table, start) = (Table::default(), Instant::now());
+        table.is_shared = true;
+        let due = |table: &mut Table<u8>, at: u64| {
+            let due = table.take_due(10, start + seconds(at)).into_iter();
+            due.map(|(id, ..)| id.to_string()).collect::<Vec<_>>()
+        };
+        learn(&mut table, "used", 1, start);
+        learn(&mut table, "unused", 2, start);
+        let (id, serial, _) = table.enter("unused", start).unwrap();
+        table.leave(&id, serial, start);
+        assert_eq!(due(&mut table, 14), Vec::<String>::new());
+        assert_eq!(due(&mut table, 15), ["used", "unused"], "their beginning is a use");
+        assert_eq!(find(&mut table, "used", start + seconds(16)), Some(1));
+        assert_eq!(find(&mut table, "used", start + seconds(17)), Some(1));
+        assert_eq!(due(&mut table, 29), Vec::<String>::new());
+        assert_eq!(due(&mut table, 31), ["used"]);
+        // Long after: at once.
+        let (id, serial, _) = table.enter("used", start + seconds(60)).unwrap();
+        assert_eq!(due(&mut table, 60), ["used"]);
+        // A WebSocket lives.
+        assert_eq!(due(&mut table, 75), ["used"]);
+        assert_eq!(due(&mut table, 90), ["used"]);
+        table.leave(&id, serial, start + seconds(91));
+        assert_eq!(due(&mut table, 105), ["used"]);
+        assert_eq!(due(&mut table, 1000), Vec::<String>::new());
+        assert_eq!(find(&mut table, "used", start + seconds(1000)), None);
+        assert!(table.renewals.is_empty() && table.sessions.is_empty());
+    }
+
+    #[test]
     fn a_visit_of_a_forgotten_session_ends_without_harm() {
         let (mut table, start) = (Table::default(), Instant::now());
         learn(&mut table, "s", 1, start);
@@ -388,10 +492,12 @@ mod tests {
         #[test]
         fn the_views_of_the_table_agree(steps in prop::collection::vec((0_u8..4, 0_u8..5, 0_u64..30), 0..200)) {
             let (mut table, mut now) = (Table::default(), Instant::now());
+            table.is_shared = true;
             let mut visits = Vec::new();
             for (what, which, wait) in steps {
                 now += seconds(wait);
                 let id: Arc<str> = format!("s{which}").into();
+                table.take_due(usize::from(which), now);
                 match what {
                     0 => visits.push((Arc::clone(&id), table.learn(&id, which, CLIENT, LIFE, now))),
                     1 => if let Some((id, serial, backend)) = table.enter(&id, now) {
@@ -403,6 +509,8 @@ mod tests {
                     },
                 }
                 prop_assert_eq!(table.due.len(), table.sessions.len());
+                let renewed = table.sessions.values().filter(|one| one.renewal.is_some()).count();
+                prop_assert_eq!(table.renewals.len(), renewed);
                 prop_assert_eq!(table.clients.values().map(BTreeMap::len).sum::<usize>(), table.sessions.len());
                 for (id, session) in &table.sessions {
                     prop_assert_eq!(&table.due[&(session.due, session.serial)], id);

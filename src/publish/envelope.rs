@@ -22,8 +22,11 @@ use crate::ws::close::{CLOSE_CODES, CLOSE_TEXT_BYTES, CloseCode};
 use crate::ws::message::Payload;
 use crate::ws::rooms::{MAX_ROOMS, NotARoom, Room};
 
-/// How much longer a message may be with all that stands around it: its payload in base64, and lists.
-const AROUND: usize = 2;
+/// The longest message of which at most `most` bytes go to a client: they may take twice as many in
+/// base64 or with escapes, and there may be lists around them.
+const fn longest(most: usize) -> usize {
+    2 * most + 64 * 1024
+}
 /// The most connections that a message may leave out.
 pub const MAX_EXCEPT: usize = 1000;
 
@@ -221,8 +224,8 @@ impl<'de> Deserialize<'de> for Binary {
 ///
 /// Everything that is wrong with it: see [`EnvelopeError`].
 pub fn read(bytes: &[u8], most: usize) -> Result<Envelope, EnvelopeError> {
-    if bytes.len() > AROUND * most {
-        return Err(EnvelopeError::TooLong { bytes: bytes.len(), most: AROUND * most });
+    if bytes.len() > longest(most) {
+        return Err(EnvelopeError::TooLong { bytes: bytes.len(), most: longest(most) });
     }
     let fields = match bytes.first() {
         Some(b'{' | b' ' | b'\t' | b'\n' | b'\r')
@@ -376,7 +379,7 @@ mod tests {
         }
         assert!(read(b"").is_err() && read(b" ").is_err());
         assert!(
-            read(&vec![b' '; AROUND * MAX_MESSAGE_BYTES + 1])
+            read(&vec![b' '; longest(MAX_MESSAGE_BYTES) + 1])
                 .unwrap_err()
                 .to_string()
                 .contains("read")

@@ -265,9 +265,14 @@ pub trait Others: Send + Sync {
     fn drain(&self, pool: &str, backend: &str, wanted: bool) -> Boxed<'_, Result<(), Unavailable>>;
     /// Tells others where a key is; `None`: nowhere, or where they look for it anyway. Does not wait.
     fn placed(&self, pool: &str, key: &str, backend: Option<&str>);
-    /// The backend that issued a session's id to a client of any proxy.
-    fn session(&self, pool: &str, id: &str) -> Boxed<'_, Result<Option<String>, Unavailable>>;
-    /// Remembers the backend of a session for so long.
+    /// The backend that issued a session's id to a client of any proxy, and how long that is remembered
+    /// from now on. Waits for half a second at most.
+    fn session(
+        &self,
+        pool: &str,
+        id: &str,
+    ) -> Boxed<'_, Result<Option<(String, Duration)>, Unavailable>>;
+    /// Remembers the backend of a session for so long. Waits no longer for it than a handshake may.
     fn keep_session(
         &self,
         pool: &str,
@@ -275,4 +280,18 @@ pub trait Others: Send + Sync {
         backend: &str,
         life: Duration,
     ) -> Boxed<'_, Result<(), Unavailable>>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ring_is_another_only_of_a_pool_that_both_have() {
+        let ring = |pool: &str, ring: &str| (pool.to_owned(), ring.to_owned());
+        let rings = vec![ring("rooms", "1"), ring("chat", "2")];
+        let peer = Peer { proxy: "p".to_owned(), admin: None, rings };
+        assert!(!peer.has_other_ring("rooms", "1") && peer.has_other_ring("chat", "1"));
+        assert!(!peer.has_other_ring("unknown", "1"));
+    }
 }

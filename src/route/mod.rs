@@ -55,6 +55,8 @@ pub enum Learn {
     Off,
     /// Those of Engine.IO, the transport of Socket.IO.
     SocketIo,
+    /// Those of SignalR for ASP.NET Core.
+    SignalR,
 }
 
 /// What becomes of the live connections of a route that leaves the config.

@@ -25,6 +25,9 @@ use crate::ws::rooms::Room;
 const EVENTS: usize = 1024;
 /// Connections in a page of the table.
 const PAGE: usize = 500;
+/// How often is looked for sessions that are to be remembered on, and how many are of a pool then.
+const RENEWALS: Duration = Duration::from_millis(250);
+const SESSIONS_RENEWED: usize = 500;
 /// How long a new proxy waits for what others have placed. Longer takes a registry that is away.
 const FIRST_READ: Duration = Duration::from_secs(2);
 
@@ -34,15 +37,17 @@ pub(super) struct Link {
     stop: watch::Sender<bool>,
     running: JoinHandle<()>,
     following: JoinHandle<()>,
+    renewing: JoinHandle<()>,
     /// What others have placed was read, of every pool.
     read: watch::Receiver<bool>,
 }
 
-/// Shares where the keys of a new pool are, if there is somebody to share it with.
+/// Shares where the keys and the sessions of a new pool are, if there is somebody to share it with.
 pub(super) fn share(pool: &Pool, registry: &Arc<dyn Registry>) {
-    if registry.fleet().is_none() || !pool.places_keys() {
+    if registry.fleet().is_none() {
         return;
     }
+    pool.sessions().share();
     let registry = Arc::clone(registry);
     pool.share(Arc::new(move |pool, key, backend| {
         if let Some(others) = registry.fleet() {
@@ -63,7 +68,8 @@ impl Link {
         let running = control.spawn(async move { runs.run(truth, events, stopped).await });
         let (has_read, read) = watch::channel(false);
         let following = control.spawn(follow(Arc::clone(fleet), received, has_read));
-        Self { redis, stop, running, following, read }
+        let renewing = control.spawn(renew_sessions(Arc::clone(fleet)));
+        Self { redis, stop, running, following, renewing, read }
     }
 
     /// Waits until this proxy knows where others have their keys: for so long that a registry that is
@@ -79,7 +85,8 @@ impl Link {
     /// Signs off within `limit`.
     pub(super) async fn end(self, limit: Duration) {
         self.stop.send_replace(true);
-        let Self { redis, running, following, .. } = self;
+        let Self { redis, running, following, renewing, .. } = self;
+        renewing.abort();
         let over = async {
             // A panic of it has been reported.
             let _ = running.await;
@@ -112,6 +119,22 @@ async fn follow(
             }
             Event::Drains { pool, backends } => {
                 of_name(&fleet, &pool, |pool| pool.drain_only(&backends));
+            }
+        }
+    }
+}
+
+/// Has the sessions that are used be remembered on, one after the other: a registry that is slow or
+/// away holds up nothing but this.
+async fn renew_sessions(fleet: Arc<Fleet>) {
+    loop {
+        tokio::time::sleep(RENEWALS).await;
+        let Some(others) = fleet.shared.registry.fleet() else { return };
+        let pools = fleet.shared.snapshot.load().pools().to_vec();
+        for pool in pools {
+            // What is due while the registry is away is written after it is used next.
+            for (id, backend, life) in pool.sessions().take_due(SESSIONS_RENEWED) {
+                let _ = others.keep_session(pool.name(), &id, backend.id(), life).await;
             }
         }
     }

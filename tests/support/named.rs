@@ -30,6 +30,8 @@ struct Shared {
     handshakes: AtomicUsize,
     checks: AtomicUsize,
     sessions: AtomicUsize,
+    /// The WebSockets that are open, with their rooms as their handshakes name them.
+    open_now: Mutex<Vec<(String, TcpStream)>>,
 }
 
 impl Named {
@@ -44,6 +46,7 @@ impl Named {
             handshakes: AtomicUsize::new(0),
             checks: AtomicUsize::new(0),
             sessions: AtomicUsize::new(0),
+            open_now: Mutex::default(),
         });
         let accepting = Mutex::new(Some(accept(listener, Arc::clone(&state))));
         Self { id, address, state, accepting }
@@ -67,6 +70,20 @@ impl Named {
         // Wakes it from its accept.
         drop(TcpStream::connect(self.address));
         accepting.join().unwrap();
+    }
+
+    /// Dies: refuses new connections, and all that are open end.
+    pub fn die(&self) {
+        self.shut_door();
+        for (_, stream) in &*self.state.open_now.lock().unwrap() {
+            // The client may have been quicker.
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+        }
+    }
+
+    /// The rooms that have a WebSocket here, once for each.
+    pub fn rooms(&self) -> Vec<String> {
+        self.state.open_now.lock().unwrap().iter().map(|(room, _)| room.clone()).collect()
     }
 
     /// Accepts again, at the same address.
@@ -162,14 +179,23 @@ fn greeting(state: &Shared, head: &str) -> String {
 fn echo(mut stream: &TcpStream, state: &Shared, head: &str) {
     use std::io::Write;
     std::thread::sleep(Duration::from_millis(state.delay_millis.load(Ordering::SeqCst)));
+    if !state.open.load(Ordering::SeqCst) {
+        return;
+    }
     let greeting = [switching("").as_bytes(), &unmasked(TEXT, greeting(state, head))].concat();
     if stream.write_all(&greeting).is_err() {
         return;
     }
+    let room = head.split_once("room=").map_or("", |(_, rest)| rest);
+    let room = room.split([' ', '&']).next().unwrap_or_default().to_owned();
+    let port = stream.peer_addr().map_or(0, |peer| peer.port());
+    state.open_now.lock().unwrap().push((room, stream.try_clone().unwrap()));
     while let Ok(frame) = read_frame(stream) {
         let is_close = frame.opcode == CLOSE;
         if stream.write_all(&frame.encode(None)).is_err() || is_close {
-            return;
+            break;
         }
     }
+    let is_other = |stream: &TcpStream| stream.peer_addr().is_ok_and(|peer| peer.port() != port);
+    state.open_now.lock().unwrap().retain(|(_, stream)| is_other(stream));
 }

@@ -61,7 +61,8 @@ impl Redis {
     }
 }
 
-fn free_port() -> u16 {
+/// A port that nobody has at this moment.
+pub fn free_port() -> u16 {
     loop {
         let free = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = free.local_addr().unwrap().port();
@@ -99,8 +100,17 @@ pub struct Sentinels(Vec<Redis>);
 
 impl Sentinels {
     pub fn watching(master: u16, count: usize) -> Self {
+        Self::watching_with(master, count, "")
+    }
+
+    /// With more lines in their config.
+    pub fn watching_with(master: u16, count: usize, lines: &str) -> Self {
         let quorum = count / 2 + 1;
-        Self((0..count).map(|_| sentinel(master, quorum)).collect())
+        Self((0..count).map(|_| sentinel(master, quorum, lines)).collect())
+    }
+
+    pub fn ports(&self) -> Vec<u16> {
+        self.0.iter().map(|sentinel| sentinel.port).collect()
     }
 
     /// The URL of the master that they watch.
@@ -115,13 +125,13 @@ impl Sentinels {
     }
 }
 
-fn sentinel(master: u16, quorum: usize) -> Redis {
+fn sentinel(master: u16, quorum: usize, lines: &str) -> Redis {
     for _ in 0..10 {
         let folder = tempfile::tempdir().unwrap();
         let config = format!(
             "sentinel monitor fleet 127.0.0.1 {master} {quorum}\n\
              sentinel down-after-milliseconds fleet 500\n\
-             sentinel failover-timeout fleet 3000\n"
+             sentinel failover-timeout fleet 3000\n{lines}"
         );
         std::fs::write(folder.path().join("sentinel.conf"), config).unwrap();
         let arguments = vec!["sentinel.conf".to_owned(), "--sentinel".to_owned()];
@@ -156,6 +166,31 @@ pub fn cluster(count: u16) -> Vec<Redis> {
         });
     }
     masters
+}
+
+/// A replica of one of them, in step with it.
+pub fn cluster_replica(masters: &[Redis], of: usize) -> Redis {
+    let options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000"];
+    let replica = Redis::start_with(&options);
+    let mut client = replica.client();
+    let port = masters[of].port.to_string();
+    assert_eq!(client.ask(&["CLUSTER", "MEET", "127.0.0.1", &port]), Answer::text("OK"));
+    let Answer::Text(id) = masters[of].client().ask(&["CLUSTER", "MYID"]) else { panic!("no id") };
+    eventually("it may be its replica", || {
+        (client.ask(&["CLUSTER", "REPLICATE", &id]) == Answer::text("OK")).then_some(())
+    });
+    eventually("it is in step", || match client.ask(&["INFO", "replication"]) {
+        Answer::Text(info) => info.contains("master_link_status:up").then_some(()),
+        _ => None,
+    });
+    // All of them must know of it, or nobody votes for it.
+    for master in masters {
+        eventually("the masters know it", || match master.client().ask(&["CLUSTER", "NODES"]) {
+            Answer::Text(nodes) => nodes.contains("slave").then_some(()),
+            _ => None,
+        });
+    }
+    replica
 }
 
 /// What a Redis answers (RESP2).

@@ -69,7 +69,7 @@ pub(super) fn resolve(mut table: Cursor<'_>, index: usize, problems: &mut Proble
         }
         key.push(KeySource::Cookie(cookie.name.clone()));
     }
-    let known = [("off", Learn::Off), ("socketio", Learn::SocketIo)];
+    let known = [("off", Learn::Off), ("socketio", Learn::SocketIo), ("signalr", Learn::SignalR)];
     let learn = super::choice(&mut table, "learn", &known, Learn::Off, problems);
     let allowed_origins = origins(&mut table, problems);
     let rooms = rooms(&mut table, has_key, problems);

@@ -4,6 +4,7 @@
 //! the master that the Sentinels said, is none. Each attempt asks the Sentinels anew, so a fail-over is
 //! followed by connecting again.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use redis::aio::{AsyncPushSender, ConnectionLike, MultiplexedConnection};
@@ -31,8 +32,8 @@ const CONCURRENT: usize = 64;
 /// A connection; clones share it.
 #[derive(Clone)]
 pub(super) enum Connection {
-    /// To one server.
-    One(MultiplexedConnection),
+    /// To one server, which is there.
+    One(MultiplexedConnection, Arc<Address>),
     /// To all members of a Cluster.
     Cluster(ClusterConnection),
 }
@@ -46,11 +47,14 @@ impl Connection {
         let limit = if matches!(place, Place::Cluster(..)) { CONNECT_CLUSTER } else { CONNECT };
         let opened = async {
             match place {
-                Place::One(address, access) => one(address, access, taker).await.map(Self::One),
+                Place::One(address, access) => {
+                    let connection = one(address, access, taker).await?;
+                    Ok(Self::One(connection, Arc::new(address.clone())))
+                }
                 Place::Sentinel { sentinels, master, access } => {
-                    let address = master_of(sentinels, master, access).await?;
+                    let (address, _) = master_of(sentinels, master, access).await?;
                     let connection = one(&address, access, taker).await?;
-                    Ok(Self::One(connection))
+                    Ok(Self::One(connection, Arc::new(address)))
                 }
                 Place::Cluster(members, access) => {
                     cluster(members, access, taker).await.map(Self::Cluster)
@@ -85,7 +89,7 @@ impl Connection {
     /// Runs one command; a refusal is an error.
     pub(super) async fn ask(&mut self, command: &Cmd) -> RedisResult<Value> {
         let answer = match self {
-            Self::One(connection) => connection.req_packed_command(command).await,
+            Self::One(connection, _) => connection.req_packed_command(command).await,
             Self::Cluster(connection) => connection.req_packed_command(command).await,
         };
         answer?.extract_error()
@@ -95,7 +99,7 @@ impl Connection {
     /// Those for the same key are run one after the other.
     pub(super) async fn run_all(&mut self, commands: Vec<Cmd>) -> RedisResult<Vec<Value>> {
         match self {
-            Self::One(connection) => {
+            Self::One(connection, _) => {
                 let (pipeline, count) = pipelined(commands);
                 connection.req_packed_commands(&pipeline, 0, count).await
             }
@@ -155,18 +159,21 @@ async fn cluster(
     builder.build()?.get_async_connection().await
 }
 
-/// Asks Sentinels, in their order, who the master is; the first that knows is believed.
-async fn master_of(sentinels: &[Address], master: &str, access: &Access) -> RedisResult<Address> {
+/// Asks all Sentinels who the master is; the first that knows is believed, and comes along.
+async fn master_of(
+    sentinels: &[Address],
+    master: &str,
+    access: &Access,
+) -> RedisResult<(Address, MultiplexedConnection)> {
     let mut error = failure("no Sentinel knows the master");
-    // All of them within the time for one connection: the first that answers is the one that counts.
     let mut asking = JoinSet::new();
     for sentinel in sentinels {
         let (sentinel, master, access) = (sentinel.clone(), master.to_owned(), access.clone());
-        asking.spawn(async move { ask_sentinel(&sentinel, &master, &access).await });
+        asking.spawn(async move { first_answer(&sentinel, &master, &access).await });
     }
     while let Some(answer) = asking.join_next().await {
         match answer {
-            Ok(Ok(address)) => return Ok(address),
+            Ok(Ok(known)) => return Ok(known),
             Ok(Err(failed)) => error = failed,
             Err(_) => {}
         }
@@ -175,24 +182,72 @@ async fn master_of(sentinels: &[Address], master: &str, access: &Access) -> Redi
 }
 
 /// Asks without login first: most Sentinels want none, and refuse one.
-async fn ask_sentinel(sentinel: &Address, master: &str, access: &Access) -> RedisResult<Address> {
-    let with_login = Access { database: 0, ..access.clone() };
-    match ask_logged_in(sentinel, master, &Access::default()).await {
-        Err(error) if error.code() == Some("NOAUTH") && access.password.is_some() => {
-            ask_logged_in(sentinel, master, &with_login).await
+async fn first_answer(
+    sentinel: &Address,
+    master: &str,
+    access: &Access,
+) -> RedisResult<(Address, MultiplexedConnection)> {
+    let ask = async |access: &Access| {
+        let mut connection = one(sentinel, access, None).await?;
+        Ok((ask_sentinel(&mut connection, master).await?, connection))
+    };
+    match ask(&Access::default()).await {
+        Err(error) if wants_login(&error) && access.password.is_some() => {
+            ask(&Access { database: 0, ..access.clone() }).await
         }
         answer => answer,
     }
 }
 
-async fn ask_logged_in(sentinel: &Address, master: &str, access: &Access) -> RedisResult<Address> {
-    let connection = one(sentinel, access, None).await?;
+fn wants_login(error: &RedisError) -> bool {
+    error.code() == Some("NOAUTH") || error.kind() == ErrorKind::AuthenticationFailed
+}
+
+async fn ask_sentinel(
+    connection: &mut MultiplexedConnection,
+    master: &str,
+) -> RedisResult<Address> {
     let mut command = redis::cmd("SENTINEL");
     command.arg("GET-MASTER-ADDR-BY-NAME").arg(master);
-    let known: Option<(String, u16)> =
-        redis::from_redis_value(Connection::One(connection).ask(&command).await?)?;
+    let answer = connection.req_packed_command(&command).await?.extract_error()?;
+    let known: Option<(String, u16)> = redis::from_redis_value(answer)?;
     let (host, port) = known.ok_or_else(|| failure("the Sentinels know no master of that name"))?;
     Ok(Address { host, port })
+}
+
+/// Asks a Sentinel, again and again, whether the master is still the one that it was.
+///
+/// The old master of a planned fail-over goes on as if nothing were, for ten seconds and more, while
+/// those who look for the master are with the new one already.
+#[derive(Default)]
+pub(super) struct Lookout {
+    sentinel: Option<MultiplexedConnection>,
+}
+
+impl Lookout {
+    /// Whether the connection is to the server that it should be to; that no Sentinel answers does not
+    /// say that it is not. Takes a second at most.
+    pub(super) async fn approves(&mut self, place: &Place, connection: &Connection) -> bool {
+        let (Place::Sentinel { sentinels, master, access }, Connection::One(_, address)) =
+            (place, connection)
+        else {
+            return true;
+        };
+        let asked = async {
+            match self.sentinel.take() {
+                Some(mut sentinel) => {
+                    let known = ask_sentinel(&mut sentinel, master).await?;
+                    Ok((known, sentinel))
+                }
+                None => master_of(sentinels, master, access).await,
+            }
+        };
+        let Ok(Ok((known, sentinel))) = tokio::time::timeout(CONNECT, asked).await else {
+            return true;
+        };
+        self.sentinel = Some(sentinel);
+        known == **address
+    }
 }
 
 /// Runs commands in a Cluster: those of each key as one pipeline, which goes where the key is and again

@@ -17,7 +17,7 @@ use tokio::time::sleep;
 use tracing::{info, warn};
 
 use super::super::Unavailable;
-use super::connect::Connection;
+use super::connect::{Connection, Lookout, failure};
 use super::{Place, Settings};
 use crate::random;
 
@@ -135,6 +135,7 @@ impl Link {
     async fn look_after(&self, mut connection: Connection, number: u64) {
         let mut epochs = self.epochs();
         let is_master = matches!(self.place, Place::Sentinel { .. });
+        let mut lookout = Lookout::default();
         loop {
             tokio::select! {
                 _ = epochs.wait_for(|epoch| *epoch != number) => return,
@@ -145,9 +146,17 @@ impl Link {
             if was_answered && !is_master {
                 continue;
             }
+            let check = async {
+                connection.check(&self.place).await?;
+                if lookout.approves(&self.place, &connection).await {
+                    Ok(())
+                } else {
+                    Err(failure("the Sentinels say that another is the master"))
+                }
+            };
             let checked = tokio::select! {
                 _ = epochs.wait_for(|epoch| *epoch != number) => return,
-                checked = connection.check(&self.place) => checked,
+                checked = check => checked,
             };
             if let Err(error) = checked {
                 self.lose(number, &error.to_string());

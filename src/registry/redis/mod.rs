@@ -148,7 +148,7 @@ impl Redis {
             tokio::join!(
                 common.link.run(),
                 self.subscriptions.run(common, &*truth, &events, &self.placed),
-                self.ledger.run(common, &*truth),
+                self.ledger.run(common, &*truth, &self.placed),
                 sweep::run(common, &self.ledger, &*truth),
                 self.placed.run(common, &*truth, &events),
             );
@@ -245,7 +245,11 @@ impl Others for Redis {
         self.placed.tell(pool, key, backend);
     }
 
-    fn session(&self, pool: &str, id: &str) -> Boxed<'_, Result<Option<String>, Unavailable>> {
+    fn session(
+        &self,
+        pool: &str,
+        id: &str,
+    ) -> Boxed<'_, Result<Option<(String, Duration)>, Unavailable>> {
         let name = self.common.names.session(pool, id);
         Box::pin(async move { sessions::find(&self.common, &name).await })
     }

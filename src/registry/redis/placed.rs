@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime};
 use redis::{Cmd, Value};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::debug;
 
 use super::super::names::Told;
@@ -33,10 +33,12 @@ const BATCH: usize = 500;
 const MOST_HEARD: usize = 4096;
 /// How often all placements are read, for what was missed.
 const READ_PLACED: Duration = Duration::from_secs(30);
-/// How often the drains are.
+/// How often the drains are, and pools that are new to the config.
 const READ_DRAINS: Duration = Duration::from_secs(10);
 /// How long is waited after a failure that left the connection as it is.
 const PAUSE: Duration = Duration::from_millis(500);
+/// How long an operator waits for a drain to be written down.
+const WRITE_WISH: Duration = Duration::from_secs(2);
 /// Fields that Redis is asked for at a time.
 const PAGE: usize = 1000;
 
@@ -183,7 +185,8 @@ impl Placed {
     ) -> Result<(), Unavailable> {
         let which = (pool.to_owned(), backend.to_owned());
         self.wishes().insert(which.clone(), wanted);
-        write_wish(common, pool, backend, wanted).await?;
+        let written = timeout(WRITE_WISH, write_wish(common, pool, backend, wanted)).await;
+        written.map_err(|_| Unavailable::NoAnswer("in time".to_owned()))??;
         let mut wishes = self.wishes();
         if wishes.get(&which) == Some(&wanted) {
             wishes.remove(&which);
@@ -231,6 +234,7 @@ impl Task<'_> {
         self.write_wishes().await?;
         self.read_all_drains().await?;
         self.renew(true).await?;
+        let mut pools = self.pools();
         let (mut drains, mut placed) = (Instant::now() + READ_DRAINS, Instant::now() + READ_PLACED);
         loop {
             tokio::select! {
@@ -246,6 +250,10 @@ impl Task<'_> {
                 () = sleep_until(drains) => {
                     self.write_wishes().await?;
                     self.read_all_drains().await?;
+                    if self.pools() != pools {
+                        pools = self.pools();
+                        self.renew(false).await?;
+                    }
                     drains = Instant::now() + READ_DRAINS;
                 }
                 () = sleep_until(placed) => {
@@ -254,6 +262,11 @@ impl Task<'_> {
                 }
             }
         }
+    }
+
+    /// The names of the pools in force.
+    fn pools(&self) -> Vec<String> {
+        self.truth.rings().into_iter().map(|(pool, _)| pool).collect()
     }
 
     async fn emit(&self, event: Event) {
@@ -295,7 +308,7 @@ impl Task<'_> {
     async fn renew(&self, first: bool) -> Result<(), Unavailable> {
         // It is in what the truth says now.
         self.placed.pending().clear();
-        for (pool, _) in self.truth.rings() {
+        for pool in self.pools() {
             let mut there = self.read(&pool).await?;
             let changes = self.difference(&pool, &there);
             if !changes.is_empty() {
@@ -410,7 +423,7 @@ impl Task<'_> {
     }
 
     async fn read_all_drains(&self) -> Result<(), Unavailable> {
-        for (pool, _) in self.truth.rings() {
+        for pool in self.pools() {
             self.read_drains(&pool).await?;
         }
         Ok(())

@@ -11,18 +11,26 @@ use super::placed::all_well;
 /// How long a proxy waits to be told of a session that it does not know.
 const FIND: Duration = Duration::from_millis(500);
 
-pub(super) async fn find(common: &Common, name: &str) -> Result<Option<String>, Unavailable> {
-    let mut get = redis::cmd("GET");
+pub(super) async fn find(
+    common: &Common,
+    name: &str,
+) -> Result<Option<(String, Duration)>, Unavailable> {
+    let (mut get, mut left) = (redis::cmd("GET"), redis::cmd("PTTL"));
     get.arg(name);
-    let asked = tokio::time::timeout(FIND, common.link.run_all(vec![get])).await;
+    left.arg(name);
+    let asked = common.link.run_all(vec![get, left]);
+    let asked = tokio::time::timeout(FIND, asked).await;
     let answers = asked.map_err(|_| Unavailable::NoAnswer("in time".to_owned()))??;
     all_well(&answers)?;
-    Ok(match answers.into_iter().next() {
-        Some(Value::Nil) | None => None,
-        Some(answer) => redis::from_redis_value(answer).ok(),
-    })
+    let Ok([backend, left]) = <[Value; 2]>::try_from(answers) else { return Ok(None) };
+    let backend: Option<String> = redis::from_redis_value(backend).ok().flatten();
+    let millis = redis::from_redis_value::<i64>(left).unwrap_or_default();
+    // It may have expired between the two.
+    let left = u64::try_from(millis).ok().filter(|millis| *millis > 0);
+    Ok(backend.zip(left.map(Duration::from_millis)))
 }
 
+/// Waits no longer than a handshake may: what was sent to Redis by then is carried out all the same.
 pub(super) async fn keep(
     common: &Common,
     name: &str,
@@ -32,5 +40,7 @@ pub(super) async fn keep(
     let millis = u64::try_from(life.as_millis()).unwrap_or(u64::MAX).max(1);
     let mut set = redis::cmd("SET");
     set.arg(name).arg(backend).arg("PX").arg(millis);
-    all_well(&common.link.run_all(vec![set]).await?)
+    let sent =
+        tokio::time::timeout(common.settings.join_wait, common.link.run_all(vec![set])).await;
+    all_well(&sent.map_err(|_| Unavailable::NoAnswer("in time".to_owned()))??)
 }

@@ -49,6 +49,9 @@ const PROBE: Duration = Duration::from_secs(1);
 /// Messages that may wait, and their bytes: so many, or twice the largest if that is more.
 const QUEUE: usize = 16 * 1024;
 const QUEUE_BYTES: usize = 32 << 20;
+/// What is around a payload, which takes up to twice its size as text or in base64: ids that are left
+/// out, or the keys of an announcement.
+const AROUND: usize = 1 << 20;
 /// What a probe begins with. No message does: the byte is never used in MessagePack, nor in JSON.
 const PROBE_MARK: &[u8] = b"\xc1probe:";
 
@@ -116,8 +119,12 @@ impl Subscriptions {
         if missing.is_empty() {
             return None;
         }
-        if wait.is_zero() || !self.stand_all() {
+        if !self.stand_all() {
             self.shared.counts.waited(Wait::Away);
+            return None;
+        }
+        if wait.is_zero() {
+            self.shared.counts.waited(Wait::TimedOut);
             return None;
         }
         let waiters: Vec<oneshot::Receiver<()>> =
@@ -148,14 +155,28 @@ impl Subscriptions {
         events: &mpsc::Sender<Event>,
         placed: &Placed,
     ) {
+        // It outlives connections: what has come is handed on, whatever becomes of the one it came by.
+        let (inlet, outlet) = queue();
+        tokio::select! {
+            () = outlet.forward(events, placed) => {}
+            () = self.keep_connected(common, truth, placed, inlet) => {}
+        }
+    }
+
+    async fn keep_connected(
+        &self,
+        common: &Common,
+        truth: &dyn Truth,
+        placed: &Placed,
+        queue: Queue,
+    ) {
         let mut pauses = Pauses::default();
         let mut epochs = common.link.epochs();
         let mut is_told = false;
         loop {
             // Without the link there is no probe. It lives as long as this.
             let _ = epochs.wait_for(|epoch| *epoch > 0).await;
-            let (inlet, outlet) = inlet(common, Arc::clone(&self.shared));
-            let inlet = Arc::new(inlet);
+            let inlet = Arc::new(Inlet::new(common, Arc::clone(&self.shared), queue.clone()));
             let taker: Taker = {
                 let inlet = Arc::clone(&inlet);
                 Box::new(move |push| inlet.take(push))
@@ -168,7 +189,6 @@ impl Subscriptions {
                     tokio::select! {
                         cause = session.keep(connection) => cause,
                         cause = inlet.lost() => cause,
-                        () = session.forward(outlet, events) => "nobody takes messages".to_owned(),
                     }
                 }
                 Err(error) => error.to_string(),
@@ -237,13 +257,63 @@ impl Shared {
     }
 }
 
-/// Where messages come in from the connection; it does not block that.
+/// The near end of the queue between those who receive messages and the one who hands them on.
+#[derive(Clone)]
+struct Queue {
+    messages: mpsc::Sender<(Told, Bytes)>,
+    /// Bytes in the queue.
+    waiting: Arc<AtomicUsize>,
+}
+
+/// The far end.
+struct Outlet {
+    messages: mpsc::Receiver<(Told, Bytes)>,
+    waiting: Arc<AtomicUsize>,
+}
+
+fn queue() -> (Queue, Outlet) {
+    let (messages, received) = mpsc::channel(QUEUE);
+    let waiting = Arc::<AtomicUsize>::default();
+    let queue = Queue { messages, waiting: Arc::clone(&waiting) };
+    (queue, Outlet { messages: received, waiting })
+}
+
+impl Queue {
+    /// Tells whether there was room.
+    fn put(&self, told: Told, message: Bytes, most_bytes: usize) -> bool {
+        let bytes = message.len();
+        let waiting = self.waiting.fetch_add(bytes, Ordering::AcqRel);
+        let is_put =
+            waiting + bytes <= most_bytes && self.messages.try_send((told, message)).is_ok();
+        if !is_put {
+            self.waiting.fetch_sub(bytes, Ordering::AcqRel);
+        }
+        is_put
+    }
+}
+
+impl Outlet {
+    /// Hands on what arrives, in its order; ends when nobody takes it.
+    async fn forward(mut self, events: &mpsc::Sender<Event>, placed: &Placed) {
+        while let Some((told, message)) = self.messages.recv().await {
+            self.waiting.fetch_sub(message.len(), Ordering::AcqRel);
+            match told {
+                Told::Message(channel) => {
+                    if events.send(Event::Message { channel, message }).await.is_err() {
+                        return;
+                    }
+                }
+                told @ (Told::Placed(_) | Told::Drain(_)) => placed.heard(&told, &message),
+            }
+        }
+    }
+}
+
+/// Where messages come in from one connection; it does not block that.
 struct Inlet {
     shared: Arc<Shared>,
     names: Names,
-    queue: mpsc::Sender<(Told, Bytes)>,
-    /// Bytes in the queue.
-    waiting: Arc<AtomicUsize>,
+    queue: Queue,
     most_bytes: usize,
     largest: usize,
     /// The probe that came last, of each channel for probes.
@@ -251,30 +321,20 @@ struct Inlet {
     is_lost: watch::Sender<Option<&'static str>>,
 }
 
-/// Where they come out.
-struct Outlet {
-    queue: mpsc::Receiver<(Told, Bytes)>,
-    waiting: Arc<AtomicUsize>,
-}
-
-fn inlet(common: &Common, shared: Arc<Shared>) -> (Inlet, Outlet) {
-    let (queue, received) = mpsc::channel(QUEUE);
-    let waiting = Arc::<AtomicUsize>::default();
-    let largest = common.settings.max_message;
-    let inlet = Inlet {
-        shared,
-        names: common.names.clone(),
-        queue,
-        waiting: Arc::clone(&waiting),
-        most_bytes: QUEUE_BYTES.max(2 * largest),
-        largest,
-        probed: watch::Sender::default(),
-        is_lost: watch::Sender::new(None),
-    };
-    (inlet, Outlet { queue: received, waiting })
-}
-
 impl Inlet {
+    fn new(common: &Common, shared: Arc<Shared>, queue: Queue) -> Self {
+        let largest = 2 * common.settings.max_message + AROUND;
+        Self {
+            shared,
+            names: common.names.clone(),
+            queue,
+            most_bytes: QUEUE_BYTES.max(2 * largest),
+            largest,
+            probed: watch::Sender::default(),
+            is_lost: watch::Sender::new(None),
+        }
+    }
+
     fn take(&self, push: PushInfo) {
         match push.kind {
             PushKind::Message | PushKind::SMessage => {
@@ -326,11 +386,7 @@ impl Inlet {
             }
             return;
         }
-        let bytes = payload.len();
-        let waiting = self.waiting.fetch_add(bytes, Ordering::AcqRel);
-        if waiting + bytes > self.most_bytes || self.queue.try_send((told, payload.into())).is_err()
-        {
-            self.waiting.fetch_sub(bytes, Ordering::AcqRel);
+        if !self.queue.put(told, payload.into(), self.most_bytes) {
             self.shared.counts.dropped(Dropped::Behind);
             self.lose("messages come faster than they are delivered");
         }
@@ -359,21 +415,6 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    /// Hands on what arrives, in its order; ends when nobody takes it.
-    async fn forward(&self, mut outlet: Outlet, events: &mpsc::Sender<Event>) {
-        while let Some((told, message)) = outlet.queue.recv().await {
-            outlet.waiting.fetch_sub(message.len(), Ordering::AcqRel);
-            match told {
-                Told::Message(channel) => {
-                    if events.send(Event::Message { channel, message }).await.is_err() {
-                        return;
-                    }
-                }
-                told @ (Told::Placed(_) | Told::Drain(_)) => self.placed.heard(&told, &message),
-            }
-        }
-    }
-
     /// Subscribes what is wanted, and gives up what is not, until something goes wrong.
     async fn keep(&self, mut connection: Connection) -> Cause {
         match self.try_to_keep(&mut connection).await {
@@ -532,8 +573,8 @@ impl Connection {
     /// Subscribes channels, or gives them up; done when all are confirmed.
     async fn change(&mut self, wanted: bool, channels: Vec<String>) -> RedisResult<()> {
         match self {
-            Self::One(connection) if wanted => connection.subscribe(channels).await,
-            Self::One(connection) => connection.unsubscribe(channels).await,
+            Self::One(connection, _) if wanted => connection.subscribe(channels).await,
+            Self::One(connection, _) => connection.unsubscribe(channels).await,
             Self::Cluster(connection) => {
                 let mut changing = JoinSet::new();
                 for channel in channels {

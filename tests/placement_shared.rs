@@ -1,0 +1,353 @@
+//! Proxies that share a registry have a key on one backend, together, and drain together.
+
+#![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
+
+mod support;
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::num::NonZeroU32;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use steadfast::pool::ring::Ring;
+use support::http::{self, get};
+use support::named::{Named, addresses};
+use support::ws::{self, CLOSE, Ws, close_payload, handshake_head};
+use support::{Proxy, RedisServer, config, connect, eventually, within};
+
+/// So long a key may be on two backends.
+const TOLERANCE: Duration = Duration::from_secs(2);
+
+const CHECKED: [(&str, &str); 5] = [
+    ("health", "kind = \"http\""),
+    ("health", "path = \"/health\""),
+    ("health", "interval = \"50ms\""),
+    ("health", "fall = 2"),
+    ("health", "rise = 2"),
+];
+const UNCHECKED: [(&str, &str); 1] = [("health", "kind = \"off\"")];
+
+fn shared(backends: &[Named], redis: &RedisServer, more: &[(&str, &str)]) -> String {
+    let registry = format!("\n[registry]\nurl = \"{}\"\n", redis.url());
+    config(&addresses(backends), more) + &registry
+}
+
+/// So many rooms whose home is `home`.
+fn rooms_of<'a>(ids: &'a [&str], home: &'a str) -> impl Iterator<Item = String> + 'a {
+    let ring = Ring::new(ids.iter().map(|id| (*id, NonZeroU32::MIN)));
+    let rooms = (0..).map(|number| format!("room-{number}"));
+    rooms.filter(move |room| ids[ring.owner(room.as_bytes()).unwrap()] == home)
+}
+
+/// A connection, and the backend that greeted it.
+#[track_caller]
+fn join(proxy: &Proxy, room: &str) -> (Ws, String) {
+    let client = ws::open(proxy.address, &format!("/?room={room}"));
+    let greeting = client.read().text();
+    (client, greeting)
+}
+
+#[track_caller]
+fn leave(client: &Ws) {
+    client.send(CLOSE, close_payload(1000, ""));
+    client.expect_close(1000);
+    client.expect_end();
+}
+
+fn ask_redis(redis: &RedisServer, command: &[&str]) -> String {
+    let port = redis.port.to_string();
+    let answer = Command::new("redis-cli").args(["-p", &port]).args(command).output().unwrap();
+    String::from_utf8(answer.stdout).unwrap()
+}
+
+/// The fields of placements, each with its backend behind it.
+fn placed(redis: &RedisServer) -> Vec<String> {
+    let answer = ask_redis(redis, &["HGETALL", "steadfast:placed:pool"]);
+    answer.lines().map(str::to_owned).filter(|line| !line.is_empty()).collect()
+}
+
+#[track_caller]
+fn wait_for_state(proxy: &Proxy, backend: &str, state: &str) {
+    eventually(&format!("{backend} is {state}"), || (proxy.state(backend) == state).then_some(()));
+}
+
+#[test]
+fn a_key_away_from_home_is_followed_by_the_other_proxy_and_forgotten_when_it_is_gone() {
+    let redis = RedisServer::start();
+    let backends = ["a", "b"].map(Named::start);
+    backends[0].set_healthy(false);
+    // This one sees that the home is out of service, and the other does not.
+    let sees = Proxy::start(&shared(&backends, &redis, &CHECKED));
+    let sees_not = Proxy::start(&shared(&backends, &redis, &UNCHECKED));
+    wait_for_state(&sees, "a", "out_of_service");
+    let room = rooms_of(&["a", "b"], "a").next().unwrap();
+    let (first, at) = join(&sees, &room);
+    assert_eq!(at, "b");
+    let field = format!("{room}@");
+    within(TOLERANCE, "it is told", || {
+        placed(&redis).iter().any(|line| line.starts_with(&field)).then_some(())
+    });
+    let path = format!("/?room={room}");
+    within(TOLERANCE, "the other follows", || {
+        (get(sees_not.address, &path).text() == "b").then_some(())
+    });
+    let explained = sees_not.json(&format!("/v1/route?url=/%3Froom={room}"));
+    assert_eq!(explained["backend"], "b");
+    assert!(
+        explained["why"].to_string().contains("another proxy has this key at b"),
+        "{explained}"
+    );
+    let (second, at) = join(&sees_not, &room);
+    assert_eq!(at, "b");
+    within(TOLERANCE, "both say so", || (placed(&redis).len() == 4).then_some(()));
+    // A new proxy knows of it before it is ready.
+    let late = Proxy::start(&shared(&backends, &redis, &UNCHECKED));
+    assert_eq!(get(late.address, &path).text(), "b");
+    backends[0].set_healthy(true);
+    wait_for_state(&sees, "a", "in_service");
+    assert_eq!(join(&sees, &room).1, "b");
+    leave(&first);
+    assert_eq!(join(&sees, &room).1, "b", "one of the other proxy is there");
+    leave(&second);
+    within(TOLERANCE, "nobody says anything", || placed(&redis).is_empty().then_some(()));
+    within(TOLERANCE, "it goes home", || (get(sees.address, &path).text() == "a").then_some(()));
+}
+
+#[test]
+fn of_two_places_the_first_on_the_ring_wins_once_proxies_hear_of_each_other() {
+    let redis = RedisServer::start();
+    let backends = ["a", "b"].map(Named::start);
+    backends[0].set_healthy(false);
+    redis.process.signal("STOP");
+    let away = Proxy::start(&shared(&backends, &redis, &CHECKED));
+    let at_home = Proxy::start(&shared(&backends, &redis, &UNCHECKED));
+    wait_for_state(&away, "a", "out_of_service");
+    let room = rooms_of(&["a", "b"], "a").next().unwrap();
+    let ((loser, of_loser), (winner, of_winner)) = (join(&away, &room), join(&at_home, &room));
+    assert_eq!((of_loser.as_str(), of_winner.as_str()), ("b", "a"), "neither knows of the other");
+    // The winner can't be reached by the one that should give way.
+    redis.process.signal("CONT");
+    away.wait_for_metric("steadfast_placement_conflicts_total", &[("pool", "pool")], 1.0);
+    assert_eq!(join(&away, &room).1, "b");
+    assert_eq!(join(&at_home, &room).1, "a");
+    // Until it can.
+    backends[0].set_healthy(true);
+    wait_for_state(&away, "a", "in_service");
+    let (mover, _) = join(&away, &room);
+    let (code, text) = loop {
+        let frame = loser.read();
+        if frame.opcode == CLOSE {
+            break frame.close();
+        }
+    };
+    assert_eq!((code, text.as_str()), (1012, "key lives elsewhere"));
+    loser.send_close(1012, "");
+    within(TOLERANCE, "all are together", || (join(&away, &room).1 == "a").then_some(()));
+    let closes = [("reason", "placed_elsewhere")];
+    assert!(away.metric("steadfast_closes_total", &closes) >= 1.0);
+    drop((winner, mover));
+}
+
+/// Ends the storm, also where an expectation fails in it.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// A client of a storm: joins, stays a while, goes. Refusals and losses are part of it.
+fn come_and_go(proxy: &Proxy, room: &str, stay: Duration) -> Option<()> {
+    let mut stream = connect(proxy.address);
+    stream.write_all(handshake_head(&format!("/?room={room}"), &[]).as_bytes()).ok()?;
+    let head = http::read_head(&stream);
+    if http::status(&head) != 101 {
+        return None;
+    }
+    sleep(stay);
+    stream.write_all(&ws::masked(CLOSE, close_payload(1000, ""))).ok()?;
+    // Whatever comes before its answer.
+    while ws::read_frame(&stream).ok()?.opcode != CLOSE {}
+    Some(())
+}
+
+#[test]
+fn one_key_is_never_on_two_backends_while_one_dies_and_returns() {
+    let redis = RedisServer::start();
+    let backends = ["a", "b", "c"].map(Named::start);
+    let lost_after = [("health", "lost_after = \"200ms\"")];
+    let settings = shared(&backends, &redis, &[&CHECKED[..], &lost_after].concat());
+    let proxies = [(); 2].map(|()| Proxy::start(&settings));
+    let rooms: Vec<String> = rooms_of(&["a", "b", "c"], "a").take(8).collect();
+    let (over, joined) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let worst = std::thread::scope(|scope| {
+        let stop = Stop(&over);
+        for number in 0..8_usize {
+            let (proxy, rooms, over, joined) = (&proxies[number % 2], &rooms, &over, &joined);
+            scope.spawn(move || {
+                for turn in 0.. {
+                    if over.load(Ordering::SeqCst) {
+                        return;
+                    }
+                    let room = &rooms[(number * 3 + turn) % rooms.len()];
+                    let stay =
+                        Duration::from_millis(20 + (turn as u64 * 37 + number as u64 * 91) % 400);
+                    if come_and_go(proxy, room, stay).is_some() {
+                        joined.fetch_add(1, Ordering::SeqCst);
+                    } else {
+                        sleep(Duration::from_millis(20));
+                    }
+                }
+            });
+        }
+        let watch = scope.spawn(|| longest_on_two(&backends, &over));
+        for _ in 0..3 {
+            let before = joined.load(Ordering::SeqCst);
+            backends[0].die();
+            proxies.iter().for_each(|proxy| wait_for_state(proxy, "a", "lost"));
+            eventually("its keys live elsewhere", || {
+                (joined.load(Ordering::SeqCst) > before + 40).then_some(())
+            });
+            backends[0].open_door();
+            proxies.iter().for_each(|proxy| wait_for_state(proxy, "a", "in_service"));
+            let before = joined.load(Ordering::SeqCst);
+            eventually("joins go on", || {
+                (joined.load(Ordering::SeqCst) > before + 60).then_some(())
+            });
+        }
+        drop(stop);
+        watch.join().unwrap()
+    });
+    assert!(worst <= TOLERANCE, "a key was on two backends for {worst:?}");
+    eventually("nothing is left behind", || placed(&redis).is_empty().then_some(()));
+}
+
+/// The longest time that a room was on more than one backend without a break.
+fn longest_on_two(backends: &[Named], over: &AtomicBool) -> Duration {
+    let mut since: HashMap<String, Instant> = HashMap::new();
+    let mut worst = Duration::ZERO;
+    while !over.load(Ordering::SeqCst) {
+        let mut at: HashMap<String, Vec<&str>> = HashMap::new();
+        for backend in backends {
+            for room in backend.rooms() {
+                let all = at.entry(room).or_default();
+                if !all.contains(&backend.id) {
+                    all.push(backend.id);
+                }
+            }
+        }
+        let now = Instant::now();
+        since.retain(|room, _| at.get(room).is_some_and(|all| all.len() > 1));
+        for (room, _) in at.iter().filter(|(_, all)| all.len() > 1) {
+            let begun = *since.entry(room.clone()).or_insert(now);
+            worst = worst.max(now - begun);
+        }
+        sleep(Duration::from_millis(10));
+    }
+    worst
+}
+
+fn drained_by_api(proxy: &Proxy, backend: &str) -> bool {
+    let pools = proxy.json("/v1/pools");
+    let backends = pools["pools"][0]["backends"].as_array().unwrap();
+    let backend = backends.iter().find(|one| one["id"] == backend).unwrap();
+    backend["drain"]["by"].to_string().contains("api")
+}
+
+#[test]
+fn a_drain_by_one_proxy_holds_for_all_and_those_that_start_later() {
+    let redis = RedisServer::start();
+    let backends = ["a", "b"].map(Named::start);
+    let settings = shared(&backends, &redis, &UNCHECKED);
+    let proxies = [(); 2].map(|()| Proxy::start(&settings));
+    let room = rooms_of(&["a", "b"], "a").next().unwrap();
+    let members = [0, 1].map(|index| join(&proxies[index], &room));
+    assert!(members.iter().all(|(_, at)| at == "a"));
+    let drain = "/v1/pools/pool/backends/a/drain";
+    assert_eq!(proxies[0].post(drain, "").0, 200);
+    within(TOLERANCE, "the other drains too", || drained_by_api(&proxies[1], "a").then_some(()));
+    let late = Proxy::start(&settings);
+    assert!(drained_by_api(&late, "a"), "from its beginning");
+    // The key goes whole, at both proxies.
+    for (member, _) in &members {
+        let code = loop {
+            let frame = member.read();
+            if frame.opcode == CLOSE {
+                break frame.close().0;
+            }
+        };
+        assert_eq!(code, 1012);
+        member.send_close(1012, "");
+    }
+    for proxy in [&proxies[0], &proxies[1], &late] {
+        assert_eq!(join(proxy, &room).1, "b");
+    }
+    // A reload changes nothing about it.
+    proxies[1].save(&settings.replace("name = \"all\"", "name = \"everything\""));
+    eventually("it is reloaded", || (proxies[1].reloads("success") >= 1.0).then_some(()));
+    assert!(drained_by_api(&proxies[1], "a"));
+    assert_eq!(proxies[1].post("/v1/pools/pool/backends/a/undrain", "").0, 200);
+    for proxy in [&proxies[0], &proxies[1], &late] {
+        eventually("it is undone", || (!drained_by_api(proxy, "a")).then_some(()));
+    }
+    assert_eq!(ask_redis(&redis, &["EXISTS", "steadfast:drain:pool"]).trim(), "0");
+}
+
+#[test]
+fn a_drain_without_the_registry_holds_here_and_is_made_up_for() {
+    let redis = RedisServer::start();
+    let backends = ["a", "b"].map(Named::start);
+    let settings = shared(&backends, &redis, &UNCHECKED);
+    let proxies = [(); 2].map(|()| Proxy::start(&settings));
+    redis.process.signal("STOP");
+    let (status, backend) = proxies[0].post("/v1/pools/pool/backends/a/drain", "");
+    assert_eq!(status, 202);
+    assert_eq!(backend["drain"]["by"], serde_json::json!(["api"]));
+    assert!(drained_by_api(&proxies[0], "a") && !drained_by_api(&proxies[1], "a"));
+    redis.process.signal("CONT");
+    eventually("the other hears of it", || drained_by_api(&proxies[1], "a").then_some(()));
+    assert!(drained_by_api(&proxies[0], "a"));
+}
+
+#[test]
+fn proxies_with_other_backends_name_each_other() {
+    let redis = RedisServer::start();
+    let backends = ["a", "b", "c"].map(Named::start);
+    let both = shared(&backends[..2], &redis, &UNCHECKED);
+    let (one, two) = (Proxy::start(&both), Proxy::start(&both));
+    let pool = |proxy: &Proxy| proxy.json("/v1/pools")["pools"][0].clone();
+    let id = |proxy: &Proxy| proxy.json("/v1/status")["proxy"].clone();
+    assert_eq!(pool(&one)["ring"], pool(&two)["ring"]);
+    assert_eq!(pool(&one)["rings_differ"], serde_json::json!([]));
+    two.save(&shared(&backends, &redis, &UNCHECKED));
+    let differ = |proxy: &Proxy, other: &Proxy| {
+        let others = serde_json::json!([id(other)]);
+        eventually("it is named", || (pool(proxy)["rings_differ"] == others).then_some(()));
+        proxy.wait_for_metric("steadfast_ring_disagreements", &[("pool", "pool")], 1.0);
+    };
+    differ(&one, &two);
+    differ(&two, &one);
+    assert_ne!(pool(&one)["ring"], pool(&two)["ring"]);
+    one.save(&shared(&backends, &redis, &UNCHECKED));
+    one.wait_for_metric("steadfast_ring_disagreements", &[("pool", "pool")], 0.0);
+}
+
+#[test]
+fn what_redis_has_forgotten_is_written_again() {
+    let redis = RedisServer::start();
+    let backends = ["a", "b"].map(Named::start);
+    backends[0].set_healthy(false);
+    let proxy = Proxy::start(&shared(&backends, &redis, &CHECKED));
+    wait_for_state(&proxy, "a", "out_of_service");
+    let room = rooms_of(&["a", "b"], "a").next().unwrap();
+    let (_member, at) = join(&proxy, &room);
+    assert_eq!(at, "b");
+    eventually("it is told", || (placed(&redis).len() == 2).then_some(()));
+    ask_redis(&redis, &["FLUSHALL"]);
+    assert!(placed(&redis).is_empty());
+    eventually("it is told again", || (placed(&redis).len() == 2).then_some(()));
+}
