@@ -3,8 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, PoisonError};
 
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
+use axum::extract::rejection::{QueryRejection, StringRejection};
+use axum::extract::{DefaultBodyLimit, Query, Request, State};
 use axum::http::header::{ACCEPT, CONTENT_TYPE, VARY, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::{self, Next};
@@ -15,6 +15,7 @@ use serde::Serialize;
 use tracing::warn;
 
 use super::guard::Guard;
+use super::path::Named;
 use super::problem::Problem;
 use super::{connections, messages};
 use crate::explain::{self, Door, Explanation, Question};
@@ -215,7 +216,7 @@ fn backend_view(pool: &Pool, backend: &Arc<Backend>) -> BackendView {
 /// Takes a backend out of service: nothing new goes there, and what is there is closed in turn.
 async fn drain(
     State(fleet): State<Arc<Fleet>>,
-    Path(names): Path<(String, String)>,
+    Named(names): Named<(String, String)>,
 ) -> Result<(StatusCode, Json<BackendView>), Problem> {
     let act = |pool: &Pool, backend: &Arc<Backend>| pool.drain(backend, DrainCause::Api);
     of_backend(&fleet, &names, true, act).await
@@ -225,7 +226,7 @@ async fn drain(
 /// answer tells.
 async fn undrain(
     State(fleet): State<Arc<Fleet>>,
-    Path(names): Path<(String, String)>,
+    Named(names): Named<(String, String)>,
 ) -> Result<(StatusCode, Json<BackendView>), Problem> {
     let act = |pool: &Pool, backend: &Arc<Backend>| pool.undrain(backend, DrainCause::Api);
     of_backend(&fleet, &names, false, act).await
@@ -380,7 +381,11 @@ async fn reload(State(fleet): State<Arc<Fleet>>) -> Result<Json<Planned>, Proble
 }
 
 /// Tells what a reload of the config in the body would change. Changes nothing.
-async fn plan(State(fleet): State<Arc<Fleet>>, text: String) -> Result<Json<Planned>, Problem> {
+async fn plan(
+    State(fleet): State<Arc<Fleet>>,
+    text: Result<String, StringRejection>,
+) -> Result<Json<Planned>, Problem> {
+    let text = text.map_err(|error| Problem::new(error.status(), error.body_text()))?;
     Ok(Json(fleet.plan(text).await?))
 }
 

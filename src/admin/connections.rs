@@ -6,13 +6,14 @@
 use std::sync::Arc;
 
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 
 use super::messages::handed_on;
+use super::path::Named;
 use super::problem::Problem;
 use crate::fleet::{self, Fleet, Row, Whose};
 use crate::observe::access_log::unix_millis;
@@ -253,7 +254,7 @@ async fn list(fleet: &Fleet, query: &fleet::Query) -> Result<Vec<Row>, Problem> 
 
 async fn connection(
     State(fleet): State<Arc<Fleet>>,
-    Path(id): Path<String>,
+    Named(id): Named<String>,
 ) -> Result<Json<ConnectionView>, Problem> {
     let view = match fleet.whose(&id) {
         Whose::Nobodys => None,
@@ -278,7 +279,7 @@ struct Farewell {
 /// Closes a connection: both its peers get a Close with this code and reason.
 async fn close(
     State(fleet): State<Arc<Fleet>>,
-    Path(id): Path<String>,
+    Named(id): Named<String>,
     farewell: Result<Query<Farewell>, QueryRejection>,
 ) -> Result<StatusCode, Problem> {
     let Query(farewell) = farewell.map_err(|error| bad(error.body_text()))?;

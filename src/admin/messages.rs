@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::extract::{DefaultBodyLimit, Query, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::routing::{post, put};
@@ -12,6 +12,7 @@ use axum::{Json, Router};
 use serde::Serialize;
 
 use super::connections::{no_answer, no_connection};
+use super::path::Named;
 use super::problem::Problem;
 use crate::fleet::{DeliverError, Fleet, ReachError, Reached, Whose};
 use crate::publish::Audience;
@@ -75,7 +76,7 @@ fn bad(detail: impl Into<String>) -> Problem {
 
 async fn to_connection(
     State(fleet): State<Arc<Fleet>>,
-    Path(id): Path<String>,
+    Named(id): Named<String>,
     headers: HeaderMap,
     body: Body,
 ) -> Sent {
@@ -107,7 +108,7 @@ impl From<DeliverError> for Problem {
 
 async fn to_key(
     State(fleet): State<Arc<Fleet>>,
-    Path((pool, key)): Path<(String, String)>,
+    Named((pool, key)): Named<(String, String)>,
     parameters: Parameters,
     headers: HeaderMap,
     body: Body,
@@ -125,7 +126,7 @@ async fn to_key(
 
 async fn to_room(
     State(fleet): State<Arc<Fleet>>,
-    Path(room): Path<String>,
+    Named(room): Named<String>,
     parameters: Parameters,
     headers: HeaderMap,
     body: Body,
@@ -200,7 +201,7 @@ fn named(room: &str) -> Result<Room, Problem> {
 
 async fn join(
     State(fleet): State<Arc<Fleet>>,
-    Path((room, id)): Path<(String, String)>,
+    Named((room, id)): Named<(String, String)>,
 ) -> Result<StatusCode, Problem> {
     let room = named(&room)?;
     let serial = match fleet.whose(&id) {
@@ -222,7 +223,7 @@ async fn join(
 
 async fn leave(
     State(fleet): State<Arc<Fleet>>,
-    Path((room, id)): Path<(String, String)>,
+    Named((room, id)): Named<(String, String)>,
 ) -> Result<StatusCode, Problem> {
     let room = named(&room)?;
     let serial = match fleet.whose(&id) {

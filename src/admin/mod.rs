@@ -9,6 +9,7 @@ mod api;
 mod connections;
 mod guard;
 mod messages;
+mod path;
 mod problem;
 
 use std::io;
