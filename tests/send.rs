@@ -15,7 +15,7 @@ use steadfast::publish::Audience;
 use steadfast::server::PublishError;
 use steadfast::ws::handshake::accept_for;
 use steadfast::ws::rooms::Room;
-use support::http::{Answer, get, header, read_head, request};
+use support::http::{Answer, header, read_head, request};
 use support::in_process::{InProcess, runtime};
 use support::scripted::{Handed, Scripted, switching};
 use support::ws::{self, BINARY, CLOSE, Frame, PING, TEXT, Ws, close_payload, unmasked};
@@ -569,45 +569,4 @@ fn the_command_line_sends_and_lists_rooms() {
     let listed: Value = serde_json::from_str(&listed).unwrap();
     assert_eq!(listed["connections"].as_array().unwrap().len(), 1);
     assert_eq!(listed["connections"][0]["rooms"], json!(["lobby", "red"]));
-}
-
-/// Each block is run as a shell would run it, and what it sends arrives.
-#[test]
-fn the_commands_of_the_guide_work() {
-    let (backend, handed) = Scripted::opening();
-    let source = config(&[("a", backend.address)], &[("route", "rooms = [\"lobby\"]")]);
-    let proxy =
-        Proxy::start(&source.replace("pool.pool", "pool.rooms").replace("\"pool\"", "\"rooms\""));
-    let client = ws::open(proxy.address, "/?room=red");
-    let (_stream, head) = handed.next();
-    let id = header(&head, "steadfast-connection").unwrap();
-    let guide = std::fs::read_to_string(support::root().join("docs/publish.md")).unwrap();
-    let blocks: Vec<&str> = guide.split("```sh\n").skip(1).collect();
-    assert!(blocks.len() >= 3, "{}", blocks.len());
-    for block in blocks {
-        let commands = block.split("```").next().unwrap();
-        let there = commands.replace("127.0.0.1:9900", &proxy.admin.to_string());
-        let program = env!("CARGO_BIN_EXE_steadfast");
-        let script = format!(
-            "set -e\ncurl() {{ command curl -sS --fail \"$@\"; echo; }}\n\
-             steadfast() {{ '{program}' \"$@\"; }}\n{there}"
-        );
-        let mut shell = Command::new("sh");
-        let shell = shell.args(["-c", &script]).env("ID", id).current_dir(proxy.folder());
-        let output = shell.env("STEADFAST_ADMIN", proxy.admin.to_string()).output().unwrap();
-        assert!(output.status.success(), "{commands}\n{}", String::from_utf8_lossy(&output.stderr));
-    }
-    let said = guide.matches("hello").count();
-    assert!(said >= 4);
-    // Until what was sent last, which says so.
-    let mut heard = 0;
-    loop {
-        let frame = client.read();
-        heard += 1;
-        if frame.payload == b"the end" {
-            break;
-        }
-    }
-    assert!(heard >= 4, "{heard}");
-    assert_eq!(get(proxy.admin, &format!("/v1/connections/{id}")).status, 200);
 }
