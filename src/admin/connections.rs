@@ -223,6 +223,8 @@ async fn of_others(
             batch.extend(of_pool);
         }
         batch.sort_unstable_by(|one, other| one.id.cmp(&other.id));
+        // What is cut off is read with what follows.
+        whole &= batch.len() <= LARGEST_LIMIT;
         batch.truncate(LARGEST_LIMIT);
         behind = batch.last().map(|last| last.id.clone());
         found.extend(batch.into_iter().filter(&wanted));
