@@ -148,7 +148,7 @@ impl Redis {
             tokio::join!(
                 common.link.run(),
                 self.subscriptions.run(common, &*truth, &events, &self.placed),
-                self.ledger.run(common, &*truth),
+                self.ledger.run(common, &*truth, &self.placed),
                 sweep::run(common, &self.ledger, &*truth),
                 self.placed.run(common, &*truth, &events),
             );

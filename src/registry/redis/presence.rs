@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::super::{Truth, Unavailable};
+use super::placed::Placed;
 use super::shadow::Ledger;
 use super::steps::{ask, carry_out, command, one, read};
 use super::{Common, sweep};
@@ -24,12 +25,13 @@ pub(super) const RING: &str = "ring:";
 type Fields = BTreeMap<String, String>;
 
 /// Keeps the proxy known, for as long as it is polled.
-pub(super) async fn keep(common: &Common, ledger: &Ledger, truth: &dyn Truth) {
+pub(super) async fn keep(common: &Common, ledger: &Ledger, truth: &dyn Truth, placed: &Placed) {
     let mut epochs = common.link.epochs();
     let mut presence = Presence {
         common,
         ledger,
         truth,
+        placed,
         started: SystemTime::now(),
         written: Fields::new(),
         again: None,
@@ -68,6 +70,7 @@ struct Presence<'a> {
     common: &'a Common,
     ledger: &'a Ledger,
     truth: &'a dyn Truth,
+    placed: &'a Placed,
     started: SystemTime,
     /// What the hash has, as far as it is known.
     written: Fields,
@@ -102,17 +105,23 @@ impl Presence<'_> {
                 _ = renewals.tick() => {
                     if !self.renew(epoch).await? {
                         info!("the registry has forgotten this proxy; all is written anew");
-                        self.announce(epoch).await?;
-                        self.ledger.doubt();
+                        self.write_anew(epoch).await?;
                     }
                 }
                 () = once_more => {
                     self.again = None;
-                    self.announce(epoch).await?;
-                    self.ledger.doubt();
+                    self.write_anew(epoch).await?;
                 }
             }
         }
+    }
+
+    /// Writes the hash, and has all else written that others may have removed.
+    async fn write_anew(&mut self, epoch: u64) -> Result<(), Unavailable> {
+        self.announce(epoch).await?;
+        self.placed.missed();
+        self.ledger.doubt();
+        Ok(())
     }
 
     /// Writes the hash.

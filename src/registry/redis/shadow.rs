@@ -15,6 +15,7 @@ use tracing::warn;
 
 use super::super::{Change, Peer, Record, Shadow, Truth, Unavailable};
 use super::pending::{Batch, Pending};
+use super::placed::Placed;
 use super::steps::Steps;
 use super::{Common, Counts, presence, rewrite};
 use crate::observe::rate::{Allowed, allowed};
@@ -55,8 +56,8 @@ impl Ledger {
     }
 
     /// Keeps the proxy and what it owns in Redis, for as long as it is polled.
-    pub(super) async fn run(&self, common: &Common, truth: &dyn Truth) {
-        tokio::join!(presence::keep(common, self, truth), self.write(common, truth));
+    pub(super) async fn run(&self, common: &Common, truth: &dyn Truth, placed: &Placed) {
+        tokio::join!(presence::keep(common, self, truth, placed), self.write(common, truth));
     }
 
     /// Removes all that the proxy owns, and the proxy itself. Nothing may run any more.
