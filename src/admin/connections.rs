@@ -336,7 +336,7 @@ impl From<Owned> for ConnectionView {
             pool: record.pool.to_string(),
             route: record.route.to_string(),
             key: record.key.map(|key| key.to_string()),
-            rooms: record.rooms.iter().map(|room| room.to_string()).collect(),
+            rooms: record.rooms.iter().map(ToString::to_string).collect(),
             client: record.client.to_string(),
             since: record.opened_at,
             traffic: None,
