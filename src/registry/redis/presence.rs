@@ -105,19 +105,23 @@ impl Presence<'_> {
                 _ = renewals.tick() => {
                     if !self.renew(epoch).await? {
                         info!("the registry has forgotten this proxy; all is written anew");
-                        self.announce(epoch).await?;
-                        self.ledger.doubt();
-                        self.placed.missed();
+                        self.write_anew(epoch).await?;
                     }
                 }
                 () = once_more => {
                     self.again = None;
-                    self.announce(epoch).await?;
-                    self.ledger.doubt();
-                    self.placed.missed();
+                    self.write_anew(epoch).await?;
                 }
             }
         }
+    }
+
+    /// Writes the hash, and has all else written that others may have removed.
+    async fn write_anew(&mut self, epoch: u64) -> Result<(), Unavailable> {
+        self.announce(epoch).await?;
+        self.placed.missed();
+        self.ledger.doubt();
+        Ok(())
     }
 
     /// Writes the hash.
