@@ -89,8 +89,13 @@ fn serve(port: u16, arguments: &[String], folder: &std::path::Path) -> Option<Pr
         if process.has_exited() {
             return Some(false);
         }
-        let answer = Client::try_connect(port).ok()?.ask(&["PING"]);
-        matches!(answer, Answer::Text(_) | Answer::Error(_)).then_some(true)
+        // Whoever else took the port may say anything, or be a Redis too.
+        let own = format!("process_id:{}\r", process.pid());
+        match Client::try_connect(port).ok()?.try_ask(&[b"INFO", b"server"]).ok()? {
+            Answer::Text(info) => info.contains(&own).then_some(true),
+            Answer::Error(_) => Some(true),
+            _ => None,
+        }
     });
     serves.then_some(process)
 }
@@ -235,17 +240,17 @@ impl Client {
 
     pub fn ask(&mut self, words: &[&str]) -> Answer {
         let words: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
-        self.ask_bytes(&words)
+        self.try_ask(&words).unwrap()
     }
 
-    fn ask_bytes(&mut self, words: &[&[u8]]) -> Answer {
+    fn try_ask(&mut self, words: &[&[u8]]) -> std::io::Result<Answer> {
         let mut command = format!("*{}\r\n", words.len()).into_bytes();
         for word in words {
             command.extend(format!("${}\r\n", word.len()).into_bytes());
             command.extend_from_slice(word);
             command.extend(b"\r\n");
         }
-        self.0.get_mut().write_all(&command).unwrap();
+        self.0.get_mut().write_all(&command)?;
         self.answer()
     }
 
@@ -256,7 +261,7 @@ impl Client {
 
     /// Publishes what need not be text.
     pub fn publish_bytes(&mut self, channel: &str, message: &[u8]) -> i64 {
-        self.ask_bytes(&[b"PUBLISH", channel.as_bytes(), message]).number()
+        self.try_ask(&[b"PUBLISH", channel.as_bytes(), message]).unwrap().number()
     }
 
     /// How many have subscribed the channel.
@@ -267,28 +272,29 @@ impl Client {
         }
     }
 
-    fn answer(&mut self) -> Answer {
+    fn answer(&mut self) -> std::io::Result<Answer> {
         let mut line = String::new();
-        self.0.read_line(&mut line).unwrap();
+        self.0.read_line(&mut line)?;
         let rest = line.get(1..).unwrap_or_default().trim_end();
         let number = || rest.parse::<i64>().unwrap();
-        match line.as_bytes().first() {
+        Ok(match line.as_bytes().first() {
             Some(b'+') => Answer::text(rest),
             Some(b'-') => Answer::Error(rest.to_owned()),
             Some(b':') => Answer::Number(number()),
             Some(b'$') => {
-                let Ok(length) = usize::try_from(number()) else { return Answer::Nil };
+                let Ok(length) = usize::try_from(number()) else { return Ok(Answer::Nil) };
                 let mut text = vec![0; length + 2];
-                self.0.read_exact(&mut text).unwrap();
+                self.0.read_exact(&mut text)?;
                 text.truncate(length);
                 Answer::Text(String::from_utf8_lossy(&text).into_owned())
             }
             Some(b'*') => {
-                let Ok(count) = usize::try_from(number()) else { return Answer::Nil };
-                Answer::List((0..count).map(|_| self.answer()).collect())
+                let Ok(count) = usize::try_from(number()) else { return Ok(Answer::Nil) };
+                let all: std::io::Result<_> = (0..count).map(|_| self.answer()).collect();
+                Answer::List(all?)
             }
             // It has ended, as one that starts up and can't have its port does.
             _ => Answer::Nil,
-        }
+        })
     }
 }
