@@ -12,9 +12,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::http::header;
+use support::http::{header, read_head, request};
 use support::redis::{Client, Redis};
-use support::scripted::{Handed, Scripted};
+use support::scripted::{Handed, Scripted, switching};
 use support::ws::{self, BINARY, CLOSE, Frame, Ws};
 use support::{Process, Proxy, config, eventually, python, root, run_peer, send};
 
@@ -134,6 +134,37 @@ fn each_member_has_each_message_once_and_in_order_while_backends_talk() {
         assert_eq!(proxy.metric("steadfast_undeliverable_messages_total", &[]), 0.0);
         assert_eq!(proxy.metric("steadfast_registry_dropped_messages_total", &[]), 0.0);
         assert_eq!(proxy.metric("steadfast_registry_outages_total", &[]), 0.0);
+    }
+}
+
+/// Whoever has seen that somebody is in a room may publish to it at once.
+#[test]
+fn a_member_misses_nothing_from_the_moment_others_know_of_it() {
+    const ROOMS: usize = 300;
+    let redis = Redis::start();
+    let backend = Scripted::start(|stream| {
+        let head = read_head(&stream);
+        let (_, room) = head.split_once("room=").unwrap();
+        let room = room.split(' ').next().unwrap();
+        send(&stream, switching(&format!("Steadfast-Join: joined-{room}\r\n")).as_bytes());
+        // Until the client has gone.
+        support::read_to_end(&stream);
+    });
+    let proxy = proxy(&redis, &[("a", backend.address)], &[]);
+    let mut publisher = redis.client();
+    let mut publish = |channel: String| publisher.publish(&channel, "{\"text\": \"at once\"}");
+    for number in 0..ROOMS {
+        // By its backend: from the 101 on.
+        let client = ws::open(proxy.address, &format!("/?room={number}"));
+        assert_eq!(publish(format!("steadfast:to:room:joined-{number}")), 1, "{number}");
+        client.expect_text("at once");
+        // By the API: from its answer on.
+        let listed = proxy.json(&format!("/v1/connections?key={number}"));
+        let id = listed["connections"][0]["id"].as_str().unwrap();
+        let member = format!("/v1/rooms/put-{number}/members/{id}");
+        assert_eq!(request(proxy.admin, "PUT", &member, &[], b"").status, 204);
+        assert_eq!(publish(format!("steadfast:to:room:put-{number}")), 1, "{number}");
+        client.expect_text("at once");
     }
 }
 
