@@ -4,7 +4,7 @@
 // PORT=0 INSTANCE=a node signalr_server.mjs
 //
 // The hub is at /hub, and answers an invocation of `where` with INSTANCE. /stats tells how many requests
-// named a connection that is not known here. Anything else is 200.
+// named a connection that was never known here: a client's last poll may come behind its farewell. Anything else is 200.
 import { randomUUID } from 'node:crypto'
 import { createServer } from 'node:http'
 import { WebSocketServer } from 'ws'
@@ -12,6 +12,7 @@ import { WebSocketServer } from 'ws'
 const END = '\x1e'
 const { PORT = '0', INSTANCE = 'a' } = process.env
 const connections = new Map()
+const ended = new Set()
 let unknown = 0
 
 class Connection {
@@ -82,15 +83,17 @@ const server = createServer((request, response) => {
   }
   if (url.pathname === '/stats') return response.end(JSON.stringify({ unknown }))
   if (url.pathname !== '/hub') return response.end(INSTANCE)
-  const connection = connections.get(url.searchParams.get('id'))
+  const id = url.searchParams.get('id')
+  const connection = connections.get(id)
   if (!connection) {
-    unknown += 1
+    if (!ended.has(id)) unknown += 1
     response.statusCode = 404
     return response.end('No Connection with that ID')
   }
   if (request.method === 'GET') return connection.poll(response)
   if (request.method === 'DELETE') {
     connections.delete(connection.token)
+    ended.add(connection.token)
     connection.waiting?.writeHead(204).end()
     return response.writeHead(202).end()
   }
