@@ -83,7 +83,7 @@ fn clients_of_its_own_library_stay_where_they_were_negotiated() {
     let proxy = Proxy::start(&learning(&hubs));
     for transport in ["polling", "websocket", "skip"] {
         let mut command = peer("signalr_client.mjs");
-        command.arg(format!("http://{}", proxy.address)).args([transport, "12"]);
+        command.arg(format!("http://{}", proxy.address)).args([transport, "40"]);
         let mut clients = Process::start("signalr_client.mjs", &mut command);
         let line =
             clients.wait_for("places", |line| line.starts_with('[').then(|| line.to_owned()));
