@@ -1,11 +1,11 @@
 //! The registry that proxies share: a Redis, with Sentinels, or a Cluster.
 //!
-//! Nothing that a worker calls waits for Redis; what is asked of it is asked through [`Link`], which
-//! knows whether it is there. The parts: [`place`] says where it is, [`connect`] opens connections there;
-//! [`link`] has the one for commands, [`subscriptions`] the one for messages, and [`groups`] which groups
-//! need one; [`shadow`] writes down who owns what, out of what is [`pending`], and [rewrites](rewrite) it
-//! after a doubt; [`presence`] says that the proxy lives; [`sweep`] removes what dead proxies have left;
-//! [`ask`] answers for others' connections; [`placed`] and [`sessions`] share where keys and sessions
+//! Nothing that a worker calls waits for Redis; what is asked of it is asked through `Link`, which
+//! knows whether it is there. The parts: `place` says where it is, `connect` opens connections there;
+//! `link` has the one for commands, `subscriptions` the one for messages, and `groups` which groups
+//! need one; `shadow` writes down who owns what, out of what is `pending`, and rewrites (`rewrite`) it
+//! after a doubt; `presence` says that the proxy lives; `sweep` removes what dead proxies have left;
+//! `ask` answers for others' connections; `placed` and `sessions` share where keys and sessions
 //! are, and what is drained.
 //!
 //! All of them run on the control runtime, in [`Redis::run`].
