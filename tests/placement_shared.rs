@@ -117,6 +117,30 @@ fn a_key_away_from_home_is_followed_by_the_other_proxy_and_forgotten_when_it_is_
 }
 
 #[test]
+fn a_redis_that_takes_no_writes_still_tells_where_a_key_is() {
+    let redis = RedisServer::start();
+    // No text, so none of ours: it hides nothing.
+    let odd = "return redis.call('HSET', KEYS[1], '\\255@x', 'a')";
+    assert_eq!(ask_redis(&redis, &["EVAL", odd, "1", "steadfast:placed:pool"]).trim(), "1");
+    let backends = ["a", "b"].map(Named::start);
+    backends[0].set_healthy(false);
+    let sees = Proxy::start(&shared(&backends, &redis, &CHECKED));
+    let sees_not = Proxy::start(&shared(&backends, &redis, &UNCHECKED));
+    wait_for_state(&sees, "a", "out_of_service");
+    for proxy in [&sees, &sees_not] {
+        proxy.wait_for_metric("steadfast_registry_up", &[], 1.0);
+    }
+    ask_redis(&redis, &["CONFIG", "SET", "maxmemory", "1"]);
+    let room = rooms_of(&["a", "b"], "a").next().unwrap();
+    let (_first, at) = join(&sees, &room);
+    assert_eq!(at, "b");
+    let path = format!("/?room={room}");
+    within(TOLERANCE, "the other follows", || {
+        (get(sees_not.address, &path).text() == "b").then_some(())
+    });
+}
+
+#[test]
 fn of_two_places_the_first_on_the_ring_wins_once_proxies_hear_of_each_other() {
     let redis = RedisServer::start();
     let backends = ["a", "b"].map(Named::start);

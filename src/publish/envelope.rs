@@ -22,10 +22,10 @@ use crate::ws::close::{CLOSE_CODES, CLOSE_TEXT_BYTES, CloseCode};
 use crate::ws::message::Payload;
 use crate::ws::rooms::{MAX_ROOMS, NotARoom, Room};
 
-/// The longest message of which at most `most` bytes go to a client: they may take twice as many in
-/// base64 or with escapes, and there may be lists around them.
+/// The longest message of which at most `most` bytes go to a client: as escapes they may take six times
+/// as many, and there may be lists around them.
 const fn longest(most: usize) -> usize {
-    2 * most + 64 * 1024
+    6 * most + 64 * 1024
 }
 /// The most connections that a message may leave out.
 pub const MAX_EXCEPT: usize = 1000;
@@ -384,6 +384,8 @@ mod tests {
                 .to_string()
                 .contains("read")
         );
+        let escaped = format!(r#"{{"text": "{}"}}"#, r"\u0001".repeat(MAX_MESSAGE_BYTES));
+        assert!(read(escaped.as_bytes()).is_ok());
         let largest = json!({"text": "x".repeat(MAX_MESSAGE_BYTES)});
         assert!(of_json(&largest).is_ok());
     }

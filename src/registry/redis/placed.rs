@@ -18,12 +18,13 @@ use redis::{Cmd, Value};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tracing::debug;
+use tracing::warn;
 
 use super::super::names::Told;
 use super::super::{Event, Truth, Unavailable};
 use super::Common;
 use crate::observe::access_log::unix_millis;
+use crate::observe::rate::{Allowed, allowed};
 
 /// Keys that may wait to be written. More of them are not noted one by one: all are written anew.
 const MOST_PENDING: usize = 65_536;
@@ -165,7 +166,12 @@ impl Placed {
             tokio::select! {
                 outcome = task.connected(&mut received) => {
                     if let Err(error) = outcome {
-                        debug!(%error, "placements could not be written or read");
+                        // That it is away has been said.
+                        if error != Unavailable::Away
+                            && let Some(Allowed { suppressed }) = allowed!(1)
+                        {
+                            warn!(%error, suppressed, "placements could not be written or read");
+                        }
                         sleep(PAUSE).await;
                     }
                 }
@@ -231,9 +237,11 @@ struct Task<'a> {
 impl Task<'_> {
     /// Does all there is to do until something fails. To be dropped when the connection is another.
     async fn connected(&self, received: &mut mpsc::Receiver<Heard>) -> Result<(), Unavailable> {
-        self.write_wishes().await?;
+        // What can't be written must not keep anything from being read.
+        let written = self.write_wishes().await;
         self.read_all_drains().await?;
         self.renew(true).await?;
+        written?;
         let mut pools = self.pools();
         let (mut drains, mut placed) = (Instant::now() + READ_DRAINS, Instant::now() + READ_PLACED);
         loop {
@@ -308,20 +316,22 @@ impl Task<'_> {
     async fn renew(&self, first: bool) -> Result<(), Unavailable> {
         // It is in what the truth says now.
         self.placed.pending().clear();
+        let mut all_written = Ok(());
         for pool in self.pools() {
             let mut there = self.read(&pool).await?;
             let changes = self.difference(&pool, &there);
             if !changes.is_empty() {
-                self.write(&pool, changes).await?;
-                if first {
+                let written = self.write(&pool, changes).await;
+                if first && written.is_ok() {
                     // Of two who come at once, one at least finds the other.
                     there = self.read(&pool).await?;
                 }
+                all_written = all_written.and(written);
             }
             let placed = there.into_iter().filter(|(_, proxy, _)| !self.is_own(proxy)).collect();
             self.emit(Event::PlacedAnew { pool, placed }).await;
         }
-        Ok(())
+        all_written
     }
 
     fn is_own(&self, proxy: &str) -> bool {
@@ -359,12 +369,15 @@ impl Task<'_> {
             let scan = command("HSCAN", name, [&cursor, "COUNT", &PAGE.to_string()]);
             let answers = self.common.link.run_all(vec![scan]).await?;
             all_well(&answers)?;
-            let page: (String, HashMap<String, String>) = answers
+            let page: (String, HashMap<Vec<u8>, Vec<u8>>) = answers
                 .into_iter()
                 .next()
                 .and_then(|answer| redis::from_redis_value(answer).ok())
                 .ok_or_else(|| Unavailable::NoAnswer(format!("no hash at {name}")))?;
-            all.extend(page.1);
+            // What is no text is none of ours, and must not hide the rest.
+            all.extend(page.1.into_iter().filter_map(|(field, value)| {
+                Some((String::from_utf8(field).ok()?, String::from_utf8(value).ok()?))
+            }));
             cursor = page.0;
             if cursor == "0" {
                 return Ok(all);
@@ -395,7 +408,7 @@ impl Task<'_> {
                     None => command("HDEL", &name, [&field]),
                 }
             };
-            all_well(&self.common.link.run_all(changes.iter().map(write).collect()).await?)?;
+            let answers = self.common.link.run_all(changes.iter().map(write).collect()).await?;
             let mut told: Vec<Change<'_>> = changes
                 .iter()
                 .map(|(key, backend)| Change {
@@ -408,7 +421,9 @@ impl Task<'_> {
                 1 => Announced::One(told.remove(0)),
                 _ => Announced::Several(told),
             };
+            // Others hear of it also where Redis takes no writes, but still passes messages on.
             self.common.link.publish(&name, json(&told).as_bytes()).await?;
+            all_well(&answers)?;
         }
         Ok(())
     }

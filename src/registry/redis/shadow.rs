@@ -22,8 +22,9 @@ use crate::observe::rate::{Allowed, allowed};
 
 /// For so long changes are gathered before they are written.
 const GATHER: Duration = Duration::from_millis(5);
-/// How long after a failure the next attempt begins.
+/// How long after a failure the next attempt begins, and after many of them in a row.
 const RETRY: Duration = Duration::from_millis(200);
+const LONGEST_RETRY: Duration = Duration::from_secs(5);
 
 /// What is to be written, and who else is there.
 pub(super) struct Ledger {
@@ -95,6 +96,7 @@ impl Ledger {
 
     async fn write(&self, common: &Common, truth: &dyn Truth) {
         let mut announced = self.announced.subscribe();
+        let mut retry = RETRY;
         loop {
             self.wake.notified().await;
             // Its sender lives as long as this.
@@ -105,7 +107,10 @@ impl Ledger {
                 tokio::time::sleep(GATHER).await;
                 self.flush(common).await
             };
-            let Err(error) = written else { continue };
+            let Err(error) = written else {
+                retry = RETRY;
+                continue;
+            };
             // That it is away has been said.
             if error != Unavailable::Away
                 && let Some(Allowed { suppressed }) = allowed!()
@@ -113,7 +118,9 @@ impl Ledger {
                 warn!(%error, suppressed, "the registry may lack connections; all are written anew");
             }
             self.doubt();
-            tokio::time::sleep(RETRY).await;
+            tokio::time::sleep(retry).await;
+            // A connection that is new has had none of these failures.
+            retry = if error == Unavailable::Away { RETRY } else { (retry * 2).min(LONGEST_RETRY) };
         }
     }
 

@@ -49,8 +49,8 @@ const PROBE: Duration = Duration::from_secs(1);
 /// Messages that may wait, and their bytes: so many, or twice the largest if that is more.
 const QUEUE: usize = 16 * 1024;
 const QUEUE_BYTES: usize = 32 << 20;
-/// What is around a payload, which takes up to twice its size as text or in base64: ids that are left
-/// out, or the keys of an announcement.
+/// What is around a payload, which takes up to six times its size where every character is escaped: ids
+/// that are left out, or the keys of an announcement.
 const AROUND: usize = 1 << 20;
 /// What a probe begins with. No message does: the byte is never used in MessagePack, nor in JSON.
 const PROBE_MARK: &[u8] = b"\xc1probe:";
@@ -323,7 +323,7 @@ struct Inlet {
 
 impl Inlet {
     fn new(common: &Common, shared: Arc<Shared>, queue: Queue) -> Self {
-        let largest = 2 * common.settings.max_message + AROUND;
+        let largest = 6 * common.settings.max_message + AROUND;
         Self {
             shared,
             names: common.names.clone(),
