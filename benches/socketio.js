@@ -2,8 +2,8 @@
 // a fan-out of Steadfast is compared with. Needs `socket.io`, `redis` and `@socket.io/redis-adapter` where
 // NODE_PATH says.
 //
-// node socketio.js REDIS_URL; prints its port when it listens. POST / sends the body to the room, on
-// every instance.
+// node socketio.js REDIS_URL; prints its port when it listens. POST / sends each line of the body to the
+// room, on every instance.
 'use strict'
 
 const http = require('node:http')
@@ -18,7 +18,7 @@ const server = http.createServer((request, response) => {
   request.setEncoding('utf8')
   request.on('data', (piece) => { text += piece })
   request.on('end', () => {
-    io.to(ROOM).emit('message', text)
+    for (const line of text.split('\n')) io.to(ROOM).emit('message', line)
     response.writeHead(204).end()
   })
 })

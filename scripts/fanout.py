@@ -1,8 +1,9 @@
 """Messages to many, for scripts/bench: Steadfast beside Socket.IO with its Redis adapter.
 
 Two proxies before one backend, or two Socket.IO instances; the same members in the same room, the
-same Redis, one message after the other. Processor time is that of the two proxies or instances
-alone, without Redis, the load and the backend, of which Socket.IO has none.
+same Redis, the same messages. Processor time is that of the two proxies or instances alone, without
+Redis, the load and the backend, of which Socket.IO has none. Beside them a program that does nothing
+but write the message to each member shows what the kernel takes for that.
 """
 import os
 import re
@@ -12,11 +13,11 @@ import subprocess
 import time
 from pathlib import Path
 
-STEADFAST, SOCKET_IO = "steadfast", "socketio"
+STEADFAST, SOCKET_IO, BARE = "steadfast", "socketio", "bare"
 DEADLINE = 120
-# Members, and the messages that they get.
-CROWDS = {1: 300, 100: 100, 10_000: 10}
-QUICK = {1: 10, 100: 5, 1000: 2}
+# Members, the messages that they get, and how many of these are published at once.
+CROWDS = [(1, 300, 1), (100, 100, 1), (10_000, 10, 1), (100, 500, 10), (10_000, 20, 10)]
+QUICK = [(1, 10, 1), (100, 5, 1), (1000, 2, 1), (100, 10, 10), (1000, 10, 10)]
 # Handshakes of which each is written down.
 REGISTRATIONS, QUICK_REGISTRATIONS = 5000, 300
 
@@ -58,13 +59,13 @@ class Redis:
 
 
 class Instances:
-    """Two of a kind, before the same Redis."""
+    """Two of a kind, before the same Redis; of what has none, one."""
 
     def __init__(self, bench, kind, redis, core):
         self.bench, self.processes, self.ports = bench, [], []
         self.core = core
         try:
-            for number in range(2):
+            for number in range(1 if kind == BARE else 2):
                 getattr(self, kind)(number, redis)
         except BaseException:
             self.stop()
@@ -112,6 +113,10 @@ backends = [{{ id = "a", address = "127.0.0.1:{self.bench.echo_port}" }}]
                              stdout=subprocess.PIPE, env={**os.environ, "NODE_PATH": str(modules)})
         self.ports.append(int(process.stdout.readline()))
 
+    def bare(self, *_):
+        process = self.start([self.bench.load_binary, "bare", "--listen", "127.0.0.1:0"], stdout=subprocess.PIPE)
+        self.ports.append(int(process.stdout.readline().rsplit(":", 1)[1]))
+
     def cpu_seconds(self):
         total = 0
         for process in self.processes:
@@ -130,27 +135,28 @@ backends = [{{ id = "a", address = "127.0.0.1:{self.bench.echo_port}" }}]
                 process.wait()
 
 
-def fan_out(bench, kind, count, messages, cores):
-    """One message after the other to a room of so many."""
+def fan_out(bench, kind, crowd, cores):
+    """Messages to a room of so many."""
     redis = Redis(bench, cores[1])
     try:
         instances = Instances(bench, kind, redis, cores[0])
         try:
-            return _fan_out(bench, kind, redis, instances, count, messages)
+            return _fan_out(bench, kind, redis, instances, *crowd)
         finally:
             instances.stop()
     finally:
         redis.stop()
 
 
-def _fan_out(bench, kind, redis, instances, count, messages):
+def _fan_out(bench, kind, redis, instances, count, messages, at_once):
     to = [part for port in instances.ports for part in ("--to", f"127.0.0.1:{port}")]
-    if kind == STEADFAST:
-        how = ["--path", "/members", "--redis", f"127.0.0.1:{redis.port}", "--channel", "steadfast:to:room:room"]
-    else:
-        how = ["--path", "/socket.io/?EIO=4&transport=websocket", "--greeting", "40",
-               "--post", f"127.0.0.1:{instances.ports[0]}"]
-    load = bench.start_load("members", *to, *how, "--count", count, "--messages", messages)
+    how = {
+        STEADFAST: ["--path", "/members", "--redis", f"127.0.0.1:{redis.port}", "--channel", "steadfast:to:room:room"],
+        SOCKET_IO: ["--path", "/socket.io/?EIO=4&transport=websocket", "--greeting", "40",
+                    "--post", f"127.0.0.1:{instances.ports[0]}"],
+        BARE: ["--path", "/", "--post", f"127.0.0.1:{instances.ports[0]}"],
+    }
+    load = bench.start_load("members", *to, *how[kind], "--count", count, "--messages", messages, "--at-once", at_once)
     try:
         bench.answer(load)
         # All are members, and what their coming has cost is over.
@@ -163,7 +169,7 @@ def _fan_out(bench, kind, redis, instances, count, messages):
     finally:
         load.stdin.close()
         load.wait(DEADLINE)
-    at = f"{count:,} member{'s'[:count > 1]}"
+    at = f"{count:,} member{'s'[:count > 1]}" + (f", {at_once} at once" if at_once > 1 else "")
     return {
         f"processor time per delivery, {at}, µs": cpu / result["deliveries"] * 1e6,
         f"published until received, p50, {at}, µs": result["p50_us"],

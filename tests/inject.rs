@@ -179,6 +179,33 @@ fn a_message_waits_for_the_end_of_one_that_is_half_said() {
 }
 
 #[test]
+fn what_has_waited_goes_out_whole_and_in_order() {
+    let proxy = Injected::start();
+    let (client, stream, id) = proxy.open();
+    let large = vec![7; 8_000_000];
+    let messages: Vec<Vec<u8>> =
+        (0..300_usize).map(|number| vec![u8::try_from(number % 251).unwrap(); number * 4]).collect();
+    std::thread::scope(|scope| {
+        // More than sockets hold: as long as nobody reads, there is no end of it.
+        scope.spawn(|| send(&stream, &unmasked(BINARY, large.clone())));
+        let mut head = [0; 10];
+        std::io::Read::read_exact(&mut &client.stream, &mut head).unwrap();
+        for message in &messages {
+            proxy.deliver(&id, unmasked(BINARY, message.clone())).unwrap();
+        }
+        let mut payload = vec![0; large.len()];
+        std::io::Read::read_exact(&mut &client.stream, &mut payload).unwrap();
+        assert!(payload == large);
+    });
+    for message in messages {
+        assert_eq!(client.read(), Frame::new(BINARY, message));
+    }
+    eventually("they are counted", || {
+        (proxy.metric("steadfast_injected_messages_total", "") == 300.0).then_some(())
+    });
+}
+
+#[test]
 fn an_id_that_is_not_ours_or_is_gone_is_told_apart() {
     let proxy = Injected::start();
     let (client, stream, id) = proxy.open();

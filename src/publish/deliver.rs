@@ -1,29 +1,39 @@
-//! A publication on one worker: who of its audience is here, a few at a time.
+//! Publications on one worker: who of their audience is here, a few at a time.
 //!
 //! A queue of one connection is filled in no time, but each that was filled wakes a relay, and ten
-//! thousand relays that wake at once are ten thousand writes before anybody else's turn comes. So a
-//! publication is taken in pieces of [`PIECE`] connections, and between two of them the worker does
+//! thousand relays that wake at once are ten thousand writes before anybody else's turn comes. So an
+//! audience is served in pieces of [`PIECE`] connections, and between two of them the worker does
 //! whatever else there is to do, the writes of the piece before included.
 //!
 //! Only into its inbox it does not look meanwhile: what is asked of a worker is done in the order in
 //! which it was asked. So those who send one thing after the other are heard in that order, whoever
 //! joins or leaves.
+//!
+//! Messages to one audience that have come while a crowd was served go out together: a relay writes
+//! what waits for its client with one system call, and that call is nearly all that a delivery costs.
+//! So the faster messages come, the less each of them costs.
 
 use std::sync::Arc;
 
 use super::Publication;
-use crate::ws::connection::{Serial, Undeliverable};
+use crate::ws::connection::{MAILBOX_BYTES, Serial, Undeliverable};
 use crate::ws::table::Table;
 
 /// How many connections are served in one turn of a worker. A turn of its runtime runs more than
 /// twice as many tasks, so what a piece wakes does not pile up.
 pub const PIECE: usize = 24;
+/// How many messages go out together at the most.
+const TOGETHER: usize = 64;
+/// And how many bytes of frames: no more of a queue than leaves room for what a client that is a little
+/// behind has not taken yet.
+const TOGETHER_BYTES: usize = MAILBOX_BYTES / 4;
 
-/// A publication that a worker is in the middle of.
+/// What a worker is in the middle of sending to one audience.
 #[derive(Debug)]
 pub struct FanOut {
-    publication: Arc<Publication>,
-    /// All up to here have it.
+    /// Never empty; each connection gets them in this order.
+    publications: Vec<Arc<Publication>>,
+    /// All up to here have them.
     last: Option<Serial>,
 }
 
@@ -31,17 +41,34 @@ impl FanOut {
     /// Begins with a publication; `None` if nobody of its audience is here.
     pub fn begin(publication: Arc<Publication>, table: &Table) -> Option<Self> {
         let somebody = !publication.audience.after(table, None, 1).is_empty();
-        somebody.then_some(Self { publication, last: None })
+        somebody.then(|| Self { publications: vec![publication], last: None })
+    }
+
+    /// Whether this one, which comes next, can go out together with those before it.
+    pub fn takes(&self, next: &Publication) -> bool {
+        let all = self.publications.iter().map(|one| &**one).chain([next]);
+        let bytes: Option<usize> = all.map(|one| one.action.frame_bytes()).sum();
+        self.last.is_none()
+            && self.publications.len() < TOGETHER
+            && self.publications[0].audience == next.audience
+            && bytes.is_some_and(|bytes| bytes <= TOGETHER_BYTES)
+    }
+
+    /// Adds one that it [takes](FanOut::takes).
+    pub fn add(&mut self, next: Arc<Publication>) {
+        self.publications.push(next);
     }
 
     /// Serves the next few connections, and tells whether there may be more; `undeliverable` hears of
-    /// each that does not take it.
+    /// each message that one does not take.
     pub fn go_on(&mut self, table: &Table, mut undeliverable: impl FnMut(Undeliverable)) -> bool {
-        let Self { publication, last } = self;
-        let piece = publication.audience.after(table, *last, PIECE);
-        for connection in piece.iter().filter(|one| !publication.leaves_out(one)) {
-            if let Err(reason) = publication.action.act_on(connection, table) {
-                undeliverable(reason);
+        let Self { publications, last } = self;
+        let piece = publications[0].audience.after(table, *last, PIECE);
+        for connection in &piece {
+            for publication in publications.iter().filter(|one| !one.leaves_out(connection)) {
+                if let Err(reason) = publication.action.act_on(connection, table) {
+                    undeliverable(reason);
+                }
             }
         }
         *last = piece.last().map(|connection| connection.serial);
@@ -100,7 +127,9 @@ mod tests {
     }
 
     fn got(entry: &Entry) -> Vec<Bytes> {
-        std::iter::from_fn(|| entry.connection().next_message()).collect()
+        let mut frames = [const { Bytes::new() }; 9];
+        let count = entry.connection().next_messages(&mut frames, MAILBOX_BYTES);
+        frames[..count].to_vec()
     }
 
     #[test]
@@ -145,6 +174,52 @@ mod tests {
             let got = got(entry);
             assert_eq!((got.len(), got[0].as_ptr()), (1, frame.as_ptr()), "the same bytes");
         }
+    }
+
+    #[test]
+    fn messages_to_one_audience_go_out_together() {
+        let table = table();
+        let all = ["a", "a", "b"].map(|key| enter(&table, key));
+        let serial = all[0].connection().serial;
+        let to = |audience: Audience, action, except: &[Serial]| {
+            Arc::new(Publication::new(audience, action, except.to_vec()))
+        };
+        let mut fan_out = FanOut::begin(to(key("a"), send("1"), &[]), &table).unwrap();
+        for (text, except) in [("2", &[serial][..]), ("3", &[])] {
+            let next = to(key("a"), send(text), except);
+            assert!(fan_out.takes(&next));
+            fan_out.add(next);
+        }
+        let leave = Action::Leave(vec![room("x")]);
+        let long = send(&"x".repeat(TOGETHER_BYTES));
+        for other in
+            [to(key("b"), send("4"), &[]), to(key("a"), leave, &[]), to(key("a"), long, &[])]
+        {
+            assert!(!fan_out.takes(&other), "{other:?}");
+        }
+        assert!(!fan_out.go_on(&table, |reason| panic!("{reason:?}")));
+        let frames = |texts: &[&str]| -> Vec<Bytes> {
+            texts.iter().map(|text| Payload::Text(text).frame()).collect()
+        };
+        let wanted = [frames(&["1", "3"]), frames(&["1", "2", "3"]), frames(&[])];
+        assert_eq!(all.each_ref().map(got), wanted);
+    }
+
+    #[test]
+    fn what_goes_out_together_has_a_limit() {
+        let table = table();
+        let crowd: Vec<Entry> = (0..=PIECE).map(|_| enter(&table, "k")).collect();
+        let next = || Arc::new(Publication::new(key("k"), send("x"), Vec::new()));
+        let mut fan_out = FanOut::begin(next(), &table).unwrap();
+        for _ in 1..TOGETHER {
+            assert!(fan_out.takes(&next()));
+            fan_out.add(next());
+        }
+        assert!(!fan_out.takes(&next()));
+        let mut begun = FanOut::begin(next(), &table).unwrap();
+        assert!(begun.go_on(&table, |reason| panic!("{reason:?}")));
+        assert!(!begun.takes(&next()), "somebody would miss it");
+        drop(crowd);
     }
 
     #[test]

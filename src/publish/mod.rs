@@ -75,6 +75,14 @@ pub enum Action {
 }
 
 impl Action {
+    /// How long its frame is; `None` if it is no message, and may change who hears the next one.
+    fn frame_bytes(&self) -> Option<usize> {
+        match self {
+            Self::Send(frame) => Some(frame.len()),
+            Self::Close { .. } | Self::Join(_) | Self::Leave(_) => None,
+        }
+    }
+
     fn act_on(&self, connection: &Connection, table: &Table) -> Result<(), Undeliverable> {
         match self {
             Self::Send(frame) => return connection.deliver(frame.clone()),

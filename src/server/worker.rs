@@ -119,6 +119,39 @@ pub(super) fn start(parts: Parts) -> io::Result<WorkerHandle> {
     Ok(WorkerHandle { inbox, runtime, thread })
 }
 
+/// What a worker was asked, in the order in which it was.
+struct Inbox {
+    queue: mpsc::Receiver<Message>,
+    /// Comes before the queue.
+    held: Option<Message>,
+}
+
+impl Inbox {
+    /// The next message; `None` once nobody can ask any more. Cancel safe.
+    async fn recv(&mut self) -> Option<Message> {
+        match self.held.take() {
+            Some(message) => Some(message),
+            None => self.queue.recv().await,
+        }
+    }
+
+    /// Adds to a fan-out that has not begun whatever comes next and goes out together with it.
+    fn add_to(&mut self, fan_out: &mut FanOut) {
+        while self.held.is_none()
+            && let Ok(message) = self.queue.try_recv()
+        {
+            match message {
+                Message::Publish { publication, reply } if fan_out.takes(&publication) => {
+                    fan_out.add(publication);
+                    // Whoever asked may have stopped waiting.
+                    let _ = reply.send(true);
+                }
+                other => self.held = Some(other),
+            }
+        }
+    }
+}
+
 struct Worker {
     context: Rc<Context>,
     /// What it accepts from, each with the task that does.
@@ -132,7 +165,7 @@ struct Worker {
 }
 
 impl Worker {
-    fn new(parts: Parts) -> io::Result<(Self, mpsc::Receiver<Message>)> {
+    fn new(parts: Parts) -> io::Result<(Self, Inbox)> {
         let table = Rc::new(Table::new(parts.index, Arc::clone(&parts.shared.registry)));
         let context = Rc::new(Context::new(parts.shared, table, Tasks::default()));
         let mut worker = Self {
@@ -147,7 +180,7 @@ impl Worker {
         for door in parts.doors {
             worker.listen(door)?;
         }
-        Ok((worker, parts.inbox))
+        Ok((worker, Inbox { queue: parts.inbox, held: None }))
     }
 
     /// Begins to accept from a listener.
@@ -185,7 +218,7 @@ impl Worker {
     }
 
     /// Runs until it was told to stop and has; tells how many client connections were cut.
-    async fn run(mut self, mut inbox: mpsc::Receiver<Message>) -> usize {
+    async fn run(mut self, mut inbox: Inbox) -> usize {
         let mut ticks = tokio::time::interval(Duration::from_millis(TICK_MILLIS.into()));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let plan = loop {
@@ -193,7 +226,7 @@ impl Worker {
                 _ = ticks.tick() => self.tick(),
                 message = inbox.recv(), if self.fan_out.is_none() => match message {
                     Some(Message::Stop(plan)) => break plan,
-                    Some(message) => self.handle(message),
+                    Some(message) => self.handle(message, &mut inbox),
                     None => break StopPlan::prompt(),
                 },
                 // In between, others get their turn.
@@ -206,7 +239,7 @@ impl Worker {
     async fn stop(
         mut self,
         plan: StopPlan,
-        mut inbox: mpsc::Receiver<Message>,
+        mut inbox: Inbox,
         mut ticks: tokio::time::Interval,
     ) -> usize {
         for (_, accepting) in std::mem::take(&mut self.accepting) {
@@ -227,7 +260,9 @@ impl Worker {
             tokio::select! {
                 () = &mut all_ended => break,
                 _ = ticks.tick() => self.tick(),
-                Some(message) = inbox.recv(), if self.fan_out.is_none() => self.handle(message),
+                Some(message) = inbox.recv(), if self.fan_out.is_none() => {
+                    self.handle(message, &mut inbox);
+                }
                 () = tokio::task::yield_now(), if self.fan_out.is_some() => self.send_on(),
             }
         }
@@ -262,7 +297,7 @@ impl Worker {
         self.fan_out.take_if(|fan_out| !fan_out.go_on(table, undeliverable));
     }
 
-    fn handle(&mut self, message: Message) {
+    fn handle(&mut self, message: Message, inbox: &mut Inbox) {
         let table = &self.context.table;
         match message {
             Message::Doors { opened, closed, done } => {
@@ -289,6 +324,7 @@ impl Worker {
             Message::Publish { publication, reply } => {
                 self.fan_out = FanOut::begin(publication, table);
                 let _ = reply.send(self.fan_out.is_some());
+                self.fan_out.iter_mut().for_each(|fan_out| inbox.add_to(fan_out));
             }
             Message::Join { serial, room, reply } => {
                 let _ = reply.send(table.get(serial).map(|one| table.join(&one, room)));

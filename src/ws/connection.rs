@@ -319,16 +319,23 @@ impl Connection {
         });
     }
 
-    /// For the relay: the next message that waits.
-    pub(crate) fn next_message(&self) -> Option<Bytes> {
+    /// For the relay: moves the next messages that wait into `together`, in their order; as many as it
+    /// has places, and not more than `limit` bytes unless the first alone is longer. Tells how many.
+    pub(crate) fn next_messages(&self, together: &mut [Bytes], limit: usize) -> usize {
         look(&self.mailbox, |slot| {
-            let mailbox = slot.as_mut()?;
-            let frame = mailbox.frames.pop_front()?;
-            mailbox.bytes -= frame.len();
+            let Some(mailbox) = slot else { return 0 };
+            let (mut taken, mut bytes) = (0, 0);
+            for place in together {
+                let fits = |frame: &mut Bytes| taken == 0 || bytes + frame.len() <= limit;
+                let Some(frame) = mailbox.frames.pop_front_if(fits) else { break };
+                (taken, bytes) = (taken + 1, bytes + frame.len());
+                *place = frame;
+            }
+            mailbox.bytes -= bytes;
             if mailbox.frames.is_empty() && mailbox.close_text.is_empty() {
                 *slot = None;
             }
-            Some(frame)
+            taken
         })
     }
 
@@ -399,6 +406,37 @@ impl fmt::Debug for Connection {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn connection() -> Connection {
+        let facts = Facts {
+            names: Arc::new(Names { route: "r".into(), pool: "p".into() }),
+            key: None,
+            client: std::net::IpAddr::from([127, 0, 0, 1]).into(),
+            since: SystemTime::now().into(),
+        };
+        Connection::new(Serial::new(0, 0), facts, Tick::default())
+    }
+
+    #[test]
+    fn messages_are_taken_together_within_their_limits() {
+        const LIMIT: usize = 100;
+        let connection = connection();
+        let lengths = [10, 90, 1, 150, 50, 20, 20, 20];
+        for length in lengths {
+            connection.deliver(vec![0; length].into()).unwrap();
+        }
+        let mut together = [const { Bytes::new() }; 3];
+        let mut taken = Vec::new();
+        while connection.has_messages() {
+            let count = connection.next_messages(&mut together, LIMIT);
+            taken.push(together[..count].iter().map(Bytes::len).collect::<Vec<_>>());
+        }
+        assert_eq!(taken, [vec![10, 90], vec![1], vec![150], vec![50, 20, 20], vec![20]]);
+        assert_eq!(connection.next_messages(&mut together, LIMIT), 0);
+        // None of their bytes counts any more.
+        connection.deliver(vec![0; MAILBOX_BYTES].into()).unwrap();
+        assert_eq!(connection.next_messages(&mut together, LIMIT), 1);
+    }
 
     /// With the two counts of its `Rc`, which stand before it.
     #[test]

@@ -10,11 +10,12 @@
 //! its [`Connection`](super::connection::Connection), which wakes this future.
 
 use std::future::Future;
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::clock::{Tick, Ticks};
@@ -29,6 +30,8 @@ use crate::listen::Stream;
 const LOOK_TICKS: Ticks = Ticks::from_secs(1);
 /// So many reads of one direction, then others get their turn.
 const READS_PER_TURN: usize = 8;
+/// So many waiting messages of others go to a client in one system call, or [`READ_BYTES`] of them.
+const TOGETHER: usize = 16;
 
 /// What relays count, shared by those of one route on all workers.
 #[derive(Debug, Default)]
@@ -160,22 +163,29 @@ impl End {
         flushed
     }
 
-    /// Writes `bytes`, or keeps what the stream does not take. Tells whether it took all.
-    fn write(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> io::Result<bool> {
-        let mut taken = 0;
-        if self.is_settled() {
-            while taken < bytes.len() {
-                match Pin::new(&mut self.stream).poll_write(context, &bytes[taken..]) {
-                    Poll::Ready(Ok(count)) => taken += count,
-                    Poll::Ready(Err(error)) => return Err(error),
-                    Poll::Pending => break,
-                }
+    /// Writes `pieces` one behind the other, or keeps what the stream does not take. Tells whether it
+    /// took all.
+    fn write(
+        &mut self,
+        context: &mut Context<'_>,
+        mut pieces: &mut [IoSlice<'_>],
+    ) -> io::Result<bool> {
+        let mut wrote = false;
+        while self.is_settled() && !pieces.is_empty() {
+            let stream = Pin::new(&mut self.stream);
+            let polled = match pieces {
+                [piece] => stream.poll_write(context, piece),
+                _ => stream.poll_write_vectored(context, pieces),
+            };
+            match polled {
+                Poll::Ready(Ok(count)) => IoSlice::advance_slices(&mut pieces, count),
+                Poll::Ready(Err(error)) => return Err(error),
+                Poll::Pending => break,
             }
+            wrote = true;
         }
-        self.keep_unwritten(&bytes[taken..]);
-        if taken > 0
-            && let Poll::Ready(Err(error)) = self.poll_flush(context)
-        {
+        pieces.iter().for_each(|piece| self.keep_unwritten(piece));
+        if wrote && let Poll::Ready(Err(error)) = self.poll_flush(context) {
             return Err(error);
         }
         Ok(self.is_settled())
@@ -410,21 +420,36 @@ impl<P> Driver<P> {
         }
     }
 
-    /// Writes waiting messages of others, as many as the client takes at once.
+    /// Writes waiting messages of others, as many as the client takes at once. Those that have come
+    /// together go together: most of what a short message costs is the system call that sends it.
     fn deliver_messages(&mut self, context: &mut Context<'_>, entry: &Entry) {
-        while self.client.is_settled() && self.core.takes_message() {
-            let Some(frame) = entry.connection().next_message() else { return };
-            self.write(Direction::FromBackend, context, &frame);
-            self.counts.injected.inc();
+        while self.client.is_settled()
+            && self.core.takes_message()
+            && entry.connection().has_messages()
+        {
+            let mut frames = [const { Bytes::new() }; TOGETHER];
+            let count = entry.connection().next_messages(&mut frames, READ_BYTES);
+            let mut pieces = frames.each_ref().map(|frame| IoSlice::new(frame));
+            self.write_all(Direction::FromBackend, context, &mut pieces[..count]);
+            self.counts.injected.inc_by(count as u64);
         }
     }
 
     fn write(&mut self, direction: Direction, context: &mut Context<'_>, bytes: &[u8]) {
+        self.write_all(direction, context, &mut [IoSlice::new(bytes)]);
+    }
+
+    fn write_all(
+        &mut self,
+        direction: Direction,
+        context: &mut Context<'_>,
+        pieces: &mut [IoSlice<'_>],
+    ) {
         let sink = self.sink(direction);
         if sink.broken {
             return;
         }
-        match sink.write(context, bytes) {
+        match sink.write(context, pieces) {
             Ok(true) => {}
             Ok(false) => {
                 self.counts.stalls[direction as usize].inc();

@@ -48,30 +48,52 @@ async fn connection(mut stream: TcpStream) -> io::Result<()> {
 
 /// Answers the handshake; what came behind it is returned.
 async fn shake_hands(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
-    let mut head = Vec::with_capacity(READ_BYTES);
-    let end = loop {
-        if let Some(end) = head.windows(4).position(|four| four == b"\r\n\r\n") {
-            break end + 4;
-        }
-        if head.len() > LARGEST_HEAD || stream.read_buf(&mut head).await? == 0 {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-    };
-    let text = String::from_utf8_lossy(&head[..end]).into_owned();
-    let key = text.lines().find_map(|line| {
-        let (name, value) = line.split_once(':')?;
-        name.eq_ignore_ascii_case("sec-websocket-key").then(|| value.trim())
-    });
-    let Some(key) = key else {
+    let head = Head::read(stream).await?;
+    let Some(key) = head.field("sec-websocket-key") else {
         // A health check.
         stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await?;
         return Err(io::ErrorKind::UnexpectedEof.into());
     };
+    stream.write_all(switching(key).as_bytes()).await?;
+    Ok(head.rest)
+}
+
+/// The answer to a handshake with this key.
+pub(crate) fn switching(key: &str) -> String {
     let accept = STANDARD.encode(Sha1::new().chain_update(key).chain_update(GUID).finalize());
-    let answer = format!(
+    format!(
         "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
          Sec-WebSocket-Accept: {accept}\r\n\r\n"
-    );
-    stream.write_all(answer.as_bytes()).await?;
-    Ok(head.split_off(end))
+    )
+}
+
+/// The head of a request.
+pub(crate) struct Head {
+    text: String,
+    /// What came behind it.
+    pub(crate) rest: Vec<u8>,
+}
+
+impl Head {
+    /// Reads one.
+    pub(crate) async fn read(stream: &mut TcpStream) -> io::Result<Self> {
+        let mut bytes = Vec::with_capacity(READ_BYTES);
+        loop {
+            if let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {
+                let rest = bytes.split_off(end + 4);
+                return Ok(Self { text: String::from_utf8_lossy(&bytes).into_owned(), rest });
+            }
+            if bytes.len() > LARGEST_HEAD || stream.read_buf(&mut bytes).await? == 0 {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+        }
+    }
+
+    /// The value of a field, whose name is given in lower case.
+    pub(crate) fn field(&self, name: &str) -> Option<&str> {
+        self.text.lines().find_map(|line| {
+            let (field, value) = line.split_once(':')?;
+            field.eq_ignore_ascii_case(name).then(|| value.trim())
+        })
+    }
 }

@@ -23,9 +23,16 @@ pub(crate) fn message() -> [u8; MESSAGE_BYTES] {
 
 /// A client's text message of at most 125 bytes; what is longer is cut.
 pub(crate) fn text(text: &str) -> Vec<u8> {
+    let mut frame = unmasked(text);
+    frame[1] |= 0x80;
+    frame.splice(2..2, [0; 4]);
+    frame
+}
+
+/// A server's text message of at most 125 bytes; what is longer is cut.
+pub(crate) fn unmasked(text: &str) -> Vec<u8> {
     let payload = &text.as_bytes()[..text.len().min(125)];
-    let length = u8::try_from(payload.len()).unwrap_or(125);
-    let mut frame = vec![0x81, 0x80 | length, 0, 0, 0, 0];
+    let mut frame = vec![0x81, u8::try_from(payload.len()).unwrap_or(125)];
     frame.extend(payload);
     frame
 }

@@ -3,6 +3,7 @@
 //! Both write and read frames by hand, each in one thread, so that they cost little and the same
 //! for every proxy between them. Results are one JSON object on standard output.
 
+mod bare;
 mod certificate;
 mod client;
 mod echo;
@@ -87,6 +88,12 @@ enum Command {
         #[arg(long, default_value = "16")]
         at_a_time: usize,
     },
+    /// Send each line of a POST to all that have shaken hands, with nothing around it, until killed.
+    Bare {
+        /// Where to listen; port 0 takes a free one, which is printed.
+        #[arg(long)]
+        listen: SocketAddr,
+    },
     /// Members of a room that get messages; tells how long these take from whoever publishes them.
     Members(Members),
 }
@@ -115,6 +122,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Upgrades { to, count, at_a_time } => {
             client::upgrades(&Target::new(&to)?, count, at_a_time).await
         }
+        Command::Bare { listen } => bare::serve(listen).await,
         Command::Members(members) => members::measure(&members).await,
     }
 }

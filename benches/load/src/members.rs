@@ -41,22 +41,25 @@ pub(crate) struct Members {
     /// How many they are.
     #[arg(long)]
     count: usize,
-    /// How many messages they get, one after the other.
+    /// How many messages they get.
     #[arg(long)]
     messages: usize,
+    /// How many of them are published at once; the next when all have those.
+    #[arg(long, default_value = "1")]
+    at_once: usize,
     /// Publish in this Redis, to --channel; the message is JSON with `text`.
     #[arg(long, requires = "channel")]
     redis: Option<SocketAddr>,
     /// Where to publish in Redis.
     #[arg(long)]
     channel: Option<String>,
-    /// Publish by a POST to this address, with the text as its body.
+    /// Publish by a POST to this address, each message a line of its body.
     #[arg(long, conflicts_with = "redis")]
     post: Option<SocketAddr>,
 }
 
-/// Opens all, says so in a line, and after a line on standard input publishes one message after the
-/// other, each when all have the one before. Holds them until another line.
+/// Opens all, says so in a line, and after a line on standard input publishes messages, the next when
+/// all have those before. Holds the connections until another line.
 pub(crate) async fn measure(members: &Members) -> anyhow::Result<()> {
     let (heard, mut hearing) = mpsc::channel(1024);
     let began = Instant::now();
@@ -80,11 +83,13 @@ pub(crate) async fn measure(members: &Members) -> anyhow::Result<()> {
     a_line_or_the_end().await?;
     let mut publisher = Publisher::connect(members).await?;
     let (mut each, mut last) = (Vec::new(), Vec::new());
-    for number in 0..members.messages {
-        publisher.publish(&format!("t={} number={number}", began.elapsed().as_nanos())).await?;
+    let numbers: Vec<usize> = (0..members.messages).collect();
+    for numbers in numbers.chunks(members.at_once) {
+        let text = |number| format!("t={} number={number}", began.elapsed().as_nanos());
+        publisher.publish(&numbers.iter().map(text).collect::<Vec<_>>()).await?;
         let all = async {
             let mut slowest = Duration::ZERO;
-            for _ in 0..members.count {
+            for _ in 0..members.count * numbers.len() {
                 let took = hearing.recv().await.context("a member has ended")?;
                 slowest = slowest.max(took);
                 each.push(took);
@@ -166,26 +171,22 @@ impl Publisher {
         }
     }
 
-    async fn publish(&mut self, text: &str) -> anyhow::Result<()> {
+    async fn publish(&mut self, texts: &[String]) -> anyhow::Result<()> {
         match self {
             Self::Redis(stream, channel) => {
-                let message = json!({ "text": text }).to_string();
-                let command = format!(
-                    "*3\r\n$7\r\nPUBLISH\r\n${}\r\n{channel}\r\n${}\r\n{message}\r\n",
-                    channel.len(),
-                    message.len()
-                );
-                stream.write_all(command.as_bytes()).await?;
-                let mut answer = Vec::new();
-                while !answer.ends_with(b"\r\n") {
-                    ensure!(stream.read_buf(&mut answer).await? > 0, "Redis has hung up");
+                let commands: String = texts.iter().map(|text| command(channel, text)).collect();
+                stream.write_all(commands.as_bytes()).await?;
+                let mut answers = Vec::new();
+                while answers.iter().filter(|byte| **byte == b'\n').count() < texts.len() {
+                    ensure!(stream.read_buf(&mut answers).await? > 0, "Redis has hung up");
                 }
-                let answer = String::from_utf8_lossy(&answer);
-                ensure!(answer.starts_with(':'), "Redis says {answer}");
-                ensure!(!answer.starts_with(":0"), "nobody has subscribed");
+                let answers = String::from_utf8(answers)?;
+                let reached = answers.lines().all(|one| one.starts_with(':') && one != ":0");
+                ensure!(reached, "Redis says {answers}: has nobody subscribed?");
                 Ok(())
             }
             Self::Post(address) => {
+                let text = texts.join("\n");
                 let mut stream = TcpStream::connect(*address).await?;
                 let request = format!(
                     "POST / HTTP/1.1\r\nHost: bench.test\r\nConnection: close\r\n\
@@ -203,4 +204,11 @@ impl Publisher {
             }
         }
     }
+}
+
+/// What has Redis publish a text as a message to clients.
+fn command(channel: &str, text: &str) -> String {
+    let message = json!({ "text": text }).to_string();
+    let parts = ["PUBLISH", channel, &message].map(|part| format!("${}\r\n{part}\r\n", part.len()));
+    format!("*3\r\n{}", parts.concat())
 }
