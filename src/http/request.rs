@@ -18,7 +18,8 @@ use super::respond::Refused;
 use super::session::{RequestLine, Session};
 use super::trace::Trace;
 use super::tunnel::{self, Handshake, Opened};
-use super::{Accepted, Context};
+use super::{Accepted, Context, Route};
+use crate::listen::ListenerSettings;
 use crate::route::key::{RequestFacts, find_key};
 use crate::route::sticky;
 use crate::ws::handshake;
@@ -59,12 +60,7 @@ impl Context {
         let (parts, body) = request.into_parts();
         let host = host_of(&parts)?;
         let settings = &accepted.listener.settings;
-        let route = {
-            let snapshot = self.shared.snapshot.load();
-            let host = host.as_ref().and_then(|host| host.to_str().ok());
-            let found = snapshot.route(settings.name.as_deref(), host, parts.uri.path());
-            Arc::clone(found.ok_or(Refused::NoRoute)?)
-        };
+        let route = self.route_of(settings, host.as_ref(), parts.uri.path())?;
         trace.route = Some(Arc::clone(&route));
         let peer = accepted.peer.ip();
         let client = headers::client_address(peer, &settings.trusted, &parts.headers);
@@ -117,6 +113,19 @@ impl Context {
             response.headers_mut().append(SET_COOKIE, cookie);
         }
         Ok(response)
+    }
+
+    /// The route of a request, by the snapshot in force.
+    fn route_of(
+        &self,
+        settings: &ListenerSettings,
+        host: Option<&HeaderValue>,
+        path: &str,
+    ) -> Result<Arc<Route>, Refused> {
+        let snapshot = self.shared.snapshot.load();
+        let host = host.and_then(|host| host.to_str().ok());
+        let found = snapshot.route(settings.name.as_deref(), host, path);
+        found.map(Arc::clone).ok_or(Refused::NoRoute)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -22,7 +23,7 @@ use crate::http::{Shared, Snapshot};
 use crate::listen::{ListenError, Listener, ListenerSettings, Loads};
 use crate::observe::access_log::{AccessLog, OpenError, Opened};
 use crate::observe::metrics::Metrics;
-use crate::pool::Pool;
+use crate::pool::{Observer, Pool};
 use crate::publish::MAX_MESSAGE_BYTES;
 use crate::registry::Registry;
 use crate::registry::memory::Memory;
@@ -59,47 +60,15 @@ impl Server {
         let loads = Arc::new(Loads::new(config.server.workers));
         let busy = Arc::<Busy>::default();
         let owners = Arc::new(Owners::new(Arc::clone(&loads), Arc::clone(&busy)));
-        let mut metrics = Metrics::new(Box::new(Arc::clone(&owners)));
         let proxy_id = proxy_id(&config.server.name);
-        let redis = config.registry.as_ref().map(|settings| {
-            let identity =
-                Identity { proxy: Arc::clone(&proxy_id), name: config.server.name.clone() };
-            Arc::new(Redis::new(settings.clone(), identity))
-        });
-        if let Some(redis) = &redis {
-            metrics.register_registry(redis.counts());
-        }
-        let metrics = Arc::new(metrics);
+        let redis = shared_registry(&config, &proxy_id);
+        let metrics = metrics_of(&owners, redis.as_deref());
         let conductor = Conductor::new(inboxes.clone());
         let observer = observer(&metrics, &inboxes, &conductor);
-        let registry: Arc<dyn Registry> = match &redis {
-            Some(redis) => Arc::<Redis>::clone(redis),
-            None => Arc::<Memory>::default(),
-        };
-        let pools = config.pools.iter();
-        let pools = pools.map(|settings| {
-            let pool = Pool::new(settings.clone(), Arc::clone(&observer));
-            registry::share(&pool, &registry);
-            pool
-        });
-        let pools: Vec<Arc<Pool>> = pools.collect();
-        let snapshot = Snapshot::new(&config.routes, pools.clone(), &metrics, None);
-        let dropped = metrics.access_log_dropped.clone();
-        let access_log = AccessLog::new(Opened::open(&config.server.access_log, dropped)?);
-        let shared = Arc::new(Shared::new(proxy_id, snapshot, metrics, access_log, registry));
-        let name = config.server.name.clone();
-        let listeners = bind_all(&config.listeners)?;
-        let max_message = config.registry.as_ref().map(|registry| registry.max_message);
-        let max_message = max_message.unwrap_or(MAX_MESSAGE_BYTES);
-        let shares = Arc::clone(&shared);
-        let fleet = Fleet::new(shares, name, listeners, inboxes.clone(), max_message);
-        let fleet = Arc::new(fleet);
-        fleet.set_admin_token(config.server.admin_token.clone());
+        let shared = shared_by_workers(&config, proxy_id, redis.as_ref(), metrics, &observer)?;
+        let fleet = Arc::new(seen_by_others(&config, shared, inboxes.clone())?);
         owners.are_of(&fleet);
-        let admin = match config.server.admin {
-            Some(address) => Some(Admin::bind(address, Arc::clone(&fleet)).await?),
-            None => None,
-        };
+        let admin = bind_admin(config.server.admin, &fleet).await?;
         let mut server = Self {
             config,
             fleet,
@@ -115,20 +84,24 @@ impl Server {
             listeners_gone: Vec::new(),
         };
         server.serve_admin(admin);
-        server.registry = redis.map(|redis| Link::begin(redis, &server.fleet));
-        if let Some(registry) = &server.registry {
-            registry.known_to_others().await;
+        if let Some(redis) = redis {
+            server.registry.insert(Link::begin(redis, &server.fleet)).known_to_others().await;
         }
         if let Err(error) = server.start_workers(receivers, &loads, &inboxes) {
             server.stop(StopPlan::prompt()).await;
             return Err(error);
         }
         server.watch_itself(busy);
-        server.watch_backends(pools.iter());
-        server.fleet.shared.metrics.took_effect(SystemTime::now());
-        server.fleet.set_ready(true);
-        server.announce();
+        server.watch_backends(server.pools().iter());
+        server.begin();
         Ok(server)
+    }
+
+    /// Everything runs: from here on the proxy is ready.
+    fn begin(&self) {
+        self.fleet.shared.metrics.took_effect(SystemTime::now());
+        self.fleet.set_ready(true);
+        self.announce();
     }
 
     /// Serves the admin API there from now on, and nowhere else.
@@ -192,6 +165,58 @@ impl Server {
     }
 }
 
+/// The registry that it shares with others, if it has one.
+fn shared_registry(config: &Config, proxy_id: &Arc<str>) -> Option<Arc<Redis>> {
+    let settings = config.registry.clone()?;
+    let identity = Identity { proxy: Arc::clone(proxy_id), name: config.server.name.clone() };
+    Some(Arc::new(Redis::new(settings, identity)))
+}
+
+fn metrics_of(owners: &Arc<Owners>, redis: Option<&Redis>) -> Arc<Metrics> {
+    let mut metrics = Metrics::new(Box::new(Arc::clone(owners)));
+    if let Some(redis) = redis {
+        metrics.register_registry(redis.counts());
+    }
+    Arc::new(metrics)
+}
+
+/// What the workers will share; opens the access log.
+fn shared_by_workers(
+    config: &Config,
+    proxy_id: Arc<str>,
+    redis: Option<&Arc<Redis>>,
+    metrics: Arc<Metrics>,
+    observer: &Observer,
+) -> Result<Arc<Shared>, OpenError> {
+    let registry: Arc<dyn Registry> = match redis {
+        Some(redis) => Arc::<Redis>::clone(redis),
+        None => Arc::<Memory>::default(),
+    };
+    let pools = config.pools.iter().map(|settings| {
+        let pool = Pool::new(settings.clone(), Arc::clone(observer));
+        registry::share(&pool, &registry);
+        pool
+    });
+    let snapshot = Snapshot::new(&config.routes, pools.collect(), &metrics, None);
+    let dropped = metrics.access_log_dropped.clone();
+    let access_log = AccessLog::new(Opened::open(&config.server.access_log, dropped)?);
+    Ok(Arc::new(Shared::new(proxy_id, snapshot, metrics, access_log, registry)))
+}
+
+/// The proxy as others see it; binds the listeners.
+fn seen_by_others(
+    config: &Config,
+    shared: Arc<Shared>,
+    inboxes: Vec<mpsc::Sender<Message>>,
+) -> Result<Fleet, ListenError> {
+    let listeners = bind_all(&config.listeners)?;
+    let max_message = config.registry.as_ref().map(|registry| registry.max_message);
+    let max_message = max_message.unwrap_or(MAX_MESSAGE_BYTES);
+    let fleet = Fleet::new(shared, config.server.name.clone(), listeners, inboxes, max_message);
+    fleet.set_admin_token(config.server.admin_token.clone());
+    Ok(fleet)
+}
+
 /// `NAME-TIME-RANDOM`: new at each start, and sorted by it.
 fn proxy_id(name: &str) -> Arc<str> {
     let name = name.replace('.', "-");
@@ -206,4 +231,15 @@ fn bind_all(settings: &[ListenerSettings]) -> Result<Vec<Arc<Listener>>, ListenE
         bound.map_err(|source| ListenError::new(one, source))
     });
     bound.collect()
+}
+
+/// Binds the admin API, where there is to be one.
+pub(super) async fn bind_admin(
+    address: Option<SocketAddr>,
+    fleet: &Arc<Fleet>,
+) -> Result<Option<Admin>, AdminError> {
+    match address {
+        Some(address) => Ok(Some(Admin::bind(address, Arc::clone(fleet)).await?)),
+        None => Ok(None),
+    }
 }

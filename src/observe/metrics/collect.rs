@@ -112,68 +112,8 @@ pub(super) struct Collected(pub(super) Box<dyn Collect>);
 
 impl Collector for Collected {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let backends = self.0.backends();
-        let samples = |value: fn(&BackendSample) -> f64| {
-            backends.iter().map(move |sample| (sample.labels.clone(), value(sample)))
-        };
-        gauges(
-            &mut encoder,
-            "backend_in_service",
-            "Whether a backend is in service",
-            samples(|backend| f64::from(u8::from(backend.in_service))),
-        )?;
-        gauges(
-            &mut encoder,
-            "backend_draining",
-            "Whether a backend is drained, so that nothing new goes there",
-            samples(|backend| f64::from(u8::from(backend.draining))),
-        )?;
-        gauges(
-            &mut encoder,
-            "backend_connections",
-            "Live WebSocket connections of a backend",
-            samples(|backend| backend.connections as f64),
-        )?;
-        gauges(
-            &mut encoder,
-            "backend_in_flight",
-            "Plain requests and handshakes of a backend under way",
-            samples(|backend| backend.in_flight as f64),
-        )?;
-        gauges(
-            &mut encoder,
-            "backend_ring_share",
-            "Share of the keys whose home a backend is",
-            samples(|backend| backend.ring_share),
-        )?;
-        let keys = self.0.placed_keys().into_iter();
-        gauges(
-            &mut encoder,
-            "placed_keys",
-            "Keys with live connections",
-            keys.map(|(pool, keys)| (PoolLabel { pool }, keys as f64)),
-        )?;
-        let sessions = self.0.sessions().into_iter();
-        gauges(
-            &mut encoder,
-            "sessions",
-            "Learnt sessions",
-            sessions.map(|(pool, sessions)| (PoolLabel { pool }, sessions as f64)),
-        )?;
-        let panicking = self.0.panicking().into_iter();
-        gauges(
-            &mut encoder,
-            "pool_panicking",
-            "Whether health is ignored because too few backends are in service",
-            panicking.map(|(pool, is)| (PoolLabel { pool }, f64::from(u8::from(is)))),
-        )?;
-        let disagreements = self.0.ring_disagreements().into_iter();
-        gauges(
-            &mut encoder,
-            "ring_disagreements",
-            "Other proxies whose backends of a pool are others than here",
-            disagreements.map(|(pool, proxies)| (PoolLabel { pool }, proxies as f64)),
-        )?;
+        self.encode_backends(&mut encoder)?;
+        self.encode_pools(&mut encoder)?;
         gauges(
             &mut encoder,
             "certificate_days_left",
@@ -185,6 +125,74 @@ impl Collector for Collected {
 }
 
 impl Collected {
+    fn encode_backends(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let backends = self.0.backends();
+        let samples = |value: fn(&BackendSample) -> f64| {
+            backends.iter().map(move |sample| (sample.labels.clone(), value(sample)))
+        };
+        gauges(
+            encoder,
+            "backend_in_service",
+            "Whether a backend is in service",
+            samples(|backend| f64::from(u8::from(backend.in_service))),
+        )?;
+        gauges(
+            encoder,
+            "backend_draining",
+            "Whether a backend is drained, so that nothing new goes there",
+            samples(|backend| f64::from(u8::from(backend.draining))),
+        )?;
+        gauges(
+            encoder,
+            "backend_connections",
+            "Live WebSocket connections of a backend",
+            samples(|backend| backend.connections as f64),
+        )?;
+        gauges(
+            encoder,
+            "backend_in_flight",
+            "Plain requests and handshakes of a backend under way",
+            samples(|backend| backend.in_flight as f64),
+        )?;
+        gauges(
+            encoder,
+            "backend_ring_share",
+            "Share of the keys whose home a backend is",
+            samples(|backend| backend.ring_share),
+        )
+    }
+
+    fn encode_pools(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let keys = self.0.placed_keys().into_iter();
+        gauges(
+            encoder,
+            "placed_keys",
+            "Keys with live connections",
+            keys.map(|(pool, keys)| (PoolLabel { pool }, keys as f64)),
+        )?;
+        let sessions = self.0.sessions().into_iter();
+        gauges(
+            encoder,
+            "sessions",
+            "Learnt sessions",
+            sessions.map(|(pool, sessions)| (PoolLabel { pool }, sessions as f64)),
+        )?;
+        let panicking = self.0.panicking().into_iter();
+        gauges(
+            encoder,
+            "pool_panicking",
+            "Whether health is ignored because too few backends are in service",
+            panicking.map(|(pool, is)| (PoolLabel { pool }, f64::from(u8::from(is)))),
+        )?;
+        let disagreements = self.0.ring_disagreements().into_iter();
+        gauges(
+            encoder,
+            "ring_disagreements",
+            "Other proxies whose backends of a pool are others than here",
+            disagreements.map(|(pool, proxies)| (PoolLabel { pool }, proxies as f64)),
+        )
+    }
+
     fn encode_process(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let workers = self.0.workers();
         let (descriptors, connections) = self.0.descriptors();
