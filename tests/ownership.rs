@@ -297,6 +297,7 @@ fn idle_connections_cost_redis_next_to_nothing() {
     world.is_whole(Duration::from_secs(5), &[&world.proxies[0], &world.proxies[1]]);
     let mut store = world.store();
     let _: () = redis::cmd("CONFIG").arg("RESETSTAT").query(&mut store).unwrap();
+    // So long is counted what they cost.
     std::thread::sleep(TIME);
     let stats: String = redis::cmd("INFO").arg("commandstats").query(&mut store).unwrap();
     let calls = stats.lines().filter_map(|line| {
