@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use support::http::{self, get};
 use support::named::{Named, addresses, join, rooms_of};
-use support::ws::{self, CLOSE, close_payload, handshake_head};
+use support::ws::{self, CLOSE, Ws, close_payload, handshake_head};
 use support::{Proxy, RedisServer, SetWhenDropped, config, connect, eventually, within};
 
 /// So long a key may be on two backends.
@@ -128,10 +128,10 @@ fn of_two_places_the_first_on_the_ring_wins_once_proxies_hear_of_each_other() {
     away.wait_for_metric("steadfast_placement_conflicts_total", &[("pool", "pool")], 1.0);
     assert_eq!(join(&away, &room).1, "b");
     assert_eq!(join(&at_home, &room).1, "a");
-    // Until it can.
+    // Until it can, though nobody comes for the key.
     backends[0].set_healthy(true);
     away.wait_for_state("a", "in_service");
-    let (mover, _) = join(&away, &room);
+    let in_service = Instant::now();
     let (code, text) = loop {
         let frame = loser.read();
         if frame.opcode == CLOSE {
@@ -139,11 +139,93 @@ fn of_two_places_the_first_on_the_ring_wins_once_proxies_hear_of_each_other() {
         }
     };
     assert_eq!((code, text.as_str()), (1012, "key lives elsewhere"));
+    assert!(in_service.elapsed() < TOLERANCE);
     loser.send_close(1012, "");
     within(TOLERANCE, "all are together", || (join(&away, &room).1 == "a").then_some(()));
     let closes = [("reason", "placed_elsewhere")];
     assert!(away.metric("steadfast_closes_total", &closes) >= 1.0);
-    drop((winner, mover));
+    drop(winner);
+}
+
+/// A client of a room at its home, by way of a proxy, once the registry has it.
+fn at_home(proxy: &Proxy, redis: &RedisServer, room: &str) -> Ws {
+    let (client, at) = join(proxy, room);
+    assert_eq!(at, "a");
+    let of_key = format!("steadfast:key:pool/{room}");
+    eventually("it is written down", || {
+        (ask_redis(redis, &["SCARD", &of_key]).trim() == "1").then_some(())
+    });
+    client
+}
+
+#[test]
+fn a_key_that_lives_at_its_home_is_followed_though_that_is_out_of_service() {
+    let redis = RedisServer::start();
+    let backends = ["a", "b"].map(Named::start);
+    let settings = shared(&backends, &redis, &CHECKED);
+    let proxies = [(); 2].map(|()| Proxy::start(&settings));
+    proxies.iter().for_each(|proxy| proxy.wait_for_state("a", "in_service"));
+    let mut rooms = rooms_of(&["a", "b"], "a");
+    let [room, other] = [(); 2].map(|()| rooms.next().unwrap());
+    let first = at_home(&proxies[0], &redis, &room);
+    backends[0].set_healthy(false);
+    proxies.iter().for_each(|proxy| proxy.wait_for_state("a", "out_of_service"));
+    let path = format!("/?room={room}");
+    assert_eq!(get(proxies[1].address, &path).text(), "a", "a request follows");
+    let (second, at) = join(&proxies[1], &room);
+    assert_eq!(at, "a");
+    assert_eq!(join(&proxies[1], &other).1, "b", "one that lives nowhere does not go there");
+    first.leave();
+    assert_eq!(join(&proxies[0], &room).1, "a", "the other proxy has it there");
+    second.leave();
+    within(TOLERANCE, "it lives nowhere", || {
+        (get(proxies[0].address, &path).text() == "b").then_some(())
+    });
+}
+
+#[test]
+fn a_key_that_lives_at_its_home_does_not_go_on_where_that_is_full() {
+    let redis = RedisServer::start();
+    let backends = ["a", "b"].map(Named::start);
+    let full = [&UNCHECKED[..], &[("pool", "max_connections = 1")]].concat();
+    let settings = shared(&backends, &redis, &full);
+    let proxies = [(); 2].map(|()| Proxy::start(&settings));
+    let mut rooms = rooms_of(&["a", "b"], "a");
+    let [room, other] = [(); 2].map(|()| rooms.next().unwrap());
+    let first = at_home(&proxies[0], &redis, &room);
+    let _fills = at_home(&proxies[1], &redis, &other);
+    let path = format!("/?room={room}");
+    assert_eq!(ws::ask(proxies[1].address, &path, &[]).answer.status, 503);
+    assert!(placed(&redis).is_empty());
+    first.leave();
+    within(TOLERANCE, "it is free to go on", || {
+        (ws::ask(proxies[1].address, &path, &[]).answer.status == 101).then_some(())
+    });
+    assert_eq!(backends[1].rooms(), [room.as_str()]);
+}
+
+#[test]
+fn a_key_that_lives_at_its_home_does_not_go_on_where_that_can_not_be_connected_to() {
+    let redis = RedisServer::start();
+    let backends = ["a", "b"].map(Named::start);
+    let reaches = Proxy::start(&shared(&backends, &redis, &UNCHECKED));
+    // Nothing listens where this one looks for it.
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (a, nowhere) = (backends[0].address.to_string(), nobody.to_string());
+    let never_out = [&UNCHECKED[..], &[("health", "passive_fall = 0")]].concat();
+    let reaches_not =
+        Proxy::start(&shared(&backends, &redis, &never_out).replace(&a, &nowhere));
+    let room = rooms_of(&["a", "b"], "a").next().unwrap();
+    let first = at_home(&reaches, &redis, &room);
+    let path = format!("/?room={room}");
+    assert_eq!(ws::ask(reaches_not.address, &path, &[]).answer.status, 502);
+    assert_eq!(get(reaches_not.address, &path).status, 502);
+    assert!(backends[1].rooms().is_empty());
+    first.leave();
+    within(TOLERANCE, "it is free to go on", || {
+        (get(reaches_not.address, &path).text() == "b").then_some(())
+    });
+    assert_eq!(join(&reaches_not, &room).1, "b");
 }
 
 /// A client of a storm: joins, stays a while, goes. Refusals and losses are part of it.

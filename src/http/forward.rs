@@ -19,9 +19,9 @@ use super::respond::Refused;
 use super::session::{Held, Opening, Session};
 use super::trace::Trace;
 use super::upstream::{self, Sender};
-use super::{Context, Route, headers};
+use super::{Context, Route, elsewhere, headers};
 use crate::pool::backend::RequestGauge;
-use crate::pool::{Backend, Choice, Stay};
+use crate::pool::{Backend, Choice, Pool, Stay};
 use crate::route::key::Key;
 
 /// A plain request, and what decides where it goes.
@@ -42,10 +42,18 @@ enum Target {
 }
 
 impl Target {
-    fn of(route: &Route, key: Option<&Key>, session: &Session) -> Result<Self, Refused> {
+    async fn of(
+        context: &Context,
+        route: &Route,
+        key: Option<&Key>,
+        session: &Session,
+    ) -> Result<Self, Refused> {
         Ok(match (session, key) {
             (Session::Of(visit), _) => Self::Session(Arc::clone(visit.backend())),
-            (_, Some(key)) => Self::Choice(route.pool.lookup(key.as_str())?),
+            (_, Some(key)) => {
+                let lives = elsewhere::lives_at(context, &route.pool, Some(key)).await;
+                Self::Choice(route.pool.lookup_where(key.as_str(), lives)?)
+            }
             (_, None) => Self::Choice(route.pool.any()?),
         })
     }
@@ -65,11 +73,16 @@ impl Target {
         }
     }
 
-    fn go_on(&mut self) -> Result<(), Stay> {
-        match self {
-            Self::Session(_) => Err(Stay::Live),
-            Self::Choice(choice) => choice.go_on(),
+    /// Goes on to another backend, but not away from what other proxies have of its key.
+    async fn go_on(&mut self, context: &Context, pool: &Pool) -> Result<(), Stay> {
+        let Self::Choice(choice) = self else { return Err(Stay::Live) };
+        if let Some(key) = choice.key()
+            && let Some(lives) =
+                elsewhere::still_lives_at(context, pool, key, choice.backend()).await
+        {
+            choice.lives_at(lives);
         }
+        choice.go_on()
     }
 }
 
@@ -89,7 +102,7 @@ pub(super) async fn forward(
         // Where its connections were closed for a drain: not elsewhere before they have ended.
         route.pool.vacated(key.as_str()).await;
     }
-    let mut choice = Target::of(route, key.as_ref(), &session)?;
+    let mut choice = Target::of(context, route, key.as_ref(), &session).await?;
     let go_ahead = head.expects_continue().then(GoAhead::default);
     let (body, progress) = RequestBody::client(body, route.settings.body_timeout, go_ahead.clone());
     let mut exchange = Exchange { context, route, progress, go_ahead };
@@ -156,7 +169,8 @@ impl Exchange<'_> {
                 Ok(fresh) => return Ok((fresh.driven(&self.context.tasks), false)),
                 Err(error) => {
                     self.context.note_connect_failure(&self.route.pool, &backend, &error);
-                    choice.go_on().map_err(|stay| match stay {
+                    let gone_on = choice.go_on(self.context, &self.route.pool).await;
+                    gone_on.map_err(|stay| match stay {
                         Stay::Live | Stay::NoneLeft => Refused::Unreachable,
                     })?;
                 }

@@ -12,6 +12,7 @@
 
 pub mod body;
 mod connection;
+mod elsewhere;
 pub mod engine_io;
 mod forward;
 pub mod framing;

@@ -28,7 +28,7 @@ use super::session::{self, OfWebSocket, Session};
 use super::snapshot::Live;
 use super::trace::Trace;
 use super::upstream::{self, Fresh, Shaken};
-use super::{Accepted, Context, Route, headers};
+use super::{Accepted, Context, Route, elsewhere, headers};
 use crate::listen::Stream;
 use crate::observe::access_log::RequestRecord;
 use crate::observe::rate::{Allowed, allowed};
@@ -81,7 +81,8 @@ pub(super) async fn open(
     check_origin(route, handshake.head.headers())?;
     let live = Live::of(route).ok_or(Refused::RouteFull)?;
     let opens_session = matches!(handshake.session, Session::Opens);
-    let target = Target::new(&route.pool, handshake.key.as_ref(), handshake.session)?;
+    let lives = elsewhere::lives_at(context, &route.pool, handshake.key.as_ref()).await;
+    let target = Target::new(&route.pool, handshake.key.as_ref(), handshake.session, lives)?;
     let entry = context.table.enter(Facts {
         names: Arc::clone(&route.names),
         key: handshake.key.as_ref().map(|key| target.key().unwrap_or_else(|| key.as_str().into())),
@@ -170,16 +171,22 @@ enum Target {
 }
 
 impl Target {
-    fn new(pool: &Arc<Pool>, key: Option<&Key>, session: Session) -> Result<Self, Refused> {
+    /// `lives` is where other proxies have live connections of the key, as far as was asked.
+    fn new(
+        pool: &Arc<Pool>,
+        key: Option<&Key>,
+        session: Session,
+        lives: Option<Arc<Backend>>,
+    ) -> Result<Self, Refused> {
         if let Session::Of(visit) = session
             && !is_left_behind(pool, key, &visit)
         {
-            let place = key.and_then(|key| pool.place(key.as_str()).ok());
+            let place = key.and_then(|key| pool.place_where(key.as_str(), lives).ok());
             let place = place.filter(|place| Arc::ptr_eq(place.backend(), visit.backend()));
             return Ok(Self::Session(visit, place.map(Box::new)));
         }
         Ok(match key {
-            Some(key) if pool.places_keys() => Self::Placed(pool.place(key.as_str())?),
+            Some(key) if pool.places_keys() => Self::Placed(pool.place_where(key.as_str(), lives)?),
             _ => Self::Anywhere(pool.any_for_connection()?),
         })
     }
@@ -335,10 +342,22 @@ impl Opening<'_> {
                 Ok(fresh) => return Ok(fresh),
                 Err(error) => {
                     self.context.note_connect_failure(&self.route.pool, &backend, &error);
+                    self.look_elsewhere(&backend).await;
                     self.target.next().map_err(|stay| match stay {
                         Stay::Live | Stay::NoneLeft => Refused::Unreachable,
                     })?;
                 }
+            }
+        }
+    }
+
+    /// Before a key goes on to another backend: whether it has to stay, for what other proxies have
+    /// there.
+    async fn look_elsewhere(&mut self, failed: &Arc<Backend>) {
+        if let Target::Placed(placement) = &mut self.target {
+            let (pool, key) = (&self.route.pool, placement.key());
+            if let Some(lives) = elsewhere::still_lives_at(self.context, pool, key, failed).await {
+                placement.lives_at(lives);
             }
         }
     }

@@ -25,6 +25,8 @@ pub struct Choice {
     /// Where on the ring the candidates begin.
     position: u64,
     key: Option<Box<str>>,
+    /// Where other proxies have live connections of the key, as far as was asked.
+    lives: Option<Arc<Backend>>,
     backend: Arc<Backend>,
     tried: Vec<Arc<Backend>>,
     demand: Demand,
@@ -39,13 +41,18 @@ enum Hold {
 }
 
 impl Choice {
-    pub(super) fn of_key(pool: &Arc<Pool>, key: &str) -> Result<Self, NoBackend> {
+    pub(super) fn of_key(
+        pool: &Arc<Pool>,
+        key: &str,
+        lives: Option<Arc<Backend>>,
+    ) -> Result<Self, NoBackend> {
         let position = ring::position(key.as_bytes());
         let found = pool.find(key).map(|placed| placed.backend);
-        let found = found.or_else(|| pool.find_elsewhere(key));
+        let found = found.or_else(|| pool.find_elsewhere(key)).or_else(|| lives.clone());
         let found = found.map(|backend| (backend, Hold::Nothing));
         let found = found.or_else(|| select(pool, position, &[], Demand::Request));
-        Self::new(pool, position, Some(key.into()), Demand::Request, found)
+        let choice = Self::new(pool, position, Some(key.into()), Demand::Request, found)?;
+        Ok(Self { lives, ..choice })
     }
 
     pub(super) fn of_turn(pool: &Arc<Pool>, turn: u64, demand: Demand) -> Result<Self, NoBackend> {
@@ -63,7 +70,17 @@ impl Choice {
     ) -> Result<Self, NoBackend> {
         let (backend, hold) = found.ok_or_else(|| pool.no_backend())?;
         let pool = Arc::clone(pool);
-        Ok(Self { pool, position, key, backend, tried: Vec::new(), demand, hold })
+        Ok(Self { pool, position, key, lives: None, backend, tried: Vec::new(), demand, hold })
+    }
+
+    /// The key that decides, if one does.
+    pub fn key(&self) -> Option<&str> {
+        self.key.as_deref()
+    }
+
+    /// Has it go where other proxies have live connections of its key, or nowhere.
+    pub fn lives_at(&mut self, backend: Arc<Backend>) {
+        self.lives = Some(backend);
     }
 
     /// The backend to use.
@@ -99,7 +116,8 @@ impl Choice {
     pub fn go_on(&mut self) -> Result<(), Stay> {
         self.tried.push(Arc::clone(&self.backend));
         self.hold = Hold::Nothing;
-        if let Some(placed) = self.key.as_deref().and_then(|key| self.pool.find(key)) {
+        let key = self.key.as_deref();
+        if let Some(placed) = key.and_then(|key| self.pool.find(key)) {
             let tried = self.tried.iter().any(|one| Arc::ptr_eq(one, &placed.backend));
             if !tried {
                 self.backend = placed.backend;
@@ -109,7 +127,7 @@ impl Choice {
                 return Err(Stay::Live);
             }
         } else if let Some(placed) =
-            self.key.as_deref().and_then(|key| self.pool.find_elsewhere(key))
+            key.and_then(|key| self.pool.find_elsewhere(key)).or_else(|| self.lives.clone())
         {
             if self.tried.iter().any(|one| Arc::ptr_eq(one, &placed)) {
                 return Err(Stay::Live);

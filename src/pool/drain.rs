@@ -300,6 +300,7 @@ impl Pool {
     fn tell_of_drain(&self, backend: &Arc<Backend>, change: Option<DrainChange>) {
         let Some(change) = change else { return };
         (self.observer)(&Event::Drain(change, self.clearing(backend)));
+        self.settle_contested();
     }
 
     /// What `backend` has, and how to let go of it.

@@ -185,6 +185,15 @@ impl Elsewhere {
         true
     }
 
+    /// The keys that this proxy has told to be at another backend than others have them.
+    pub(super) fn contested(&self) -> Vec<Arc<str>> {
+        let contested = self.keys.iter().filter(|(_, known)| {
+            let told = known.told.as_ref();
+            told.is_some_and(|own| known.others.iter().any(|(_, at)| at != own))
+        });
+        contested.map(|(key, _)| Arc::clone(key)).collect()
+    }
+
     /// All that others were told: keys and backends.
     pub(super) fn told(&self) -> Vec<(Arc<str>, Arc<str>)> {
         let told = self.keys.iter().filter_map(|(key, known)| {
@@ -328,8 +337,10 @@ mod tests {
         elsewhere.hear("k", "p", Some("a"));
         let mut seen = all();
         seen[0].in_service = false;
+        assert!(elsewhere.contested().is_empty(), "nothing is known to be here");
         assert_eq!(settle(&mut elsewhere, "b", seen), (Settled::IsTold, true));
         assert_eq!(settle(&mut elsewhere, "b", seen), (Settled::Stays, false));
+        assert_eq!(elsewhere.contested(), [Arc::from("k")]);
         assert_eq!(settle(&mut elsewhere, "b", all()), (Settled::GivesWay, false));
         elsewhere.gone("k");
         elsewhere.hear("k", "p", Some("unknown"));

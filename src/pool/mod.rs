@@ -130,7 +130,21 @@ impl Pool {
     /// [`NoBackend`] if the key is nowhere and no backend is in service, or all that are have as
     /// many connections as they may.
     pub fn place(self: &Arc<Self>, key: &str) -> Result<Placement, NoBackend> {
-        Placement::begin(self, key)
+        self.place_where(key, None)
+    }
+
+    /// Places a key as [`place`](Self::place) does, but one that is nowhere goes to where other proxies
+    /// have live connections of it, whatever the health of that backend, or nowhere.
+    ///
+    /// # Errors
+    ///
+    /// As those of [`place`](Self::place).
+    pub fn place_where(
+        self: &Arc<Self>,
+        key: &str,
+        lives: Option<Arc<Backend>>,
+    ) -> Result<Placement, NoBackend> {
+        Placement::begin(self, key, lives)
     }
 
     /// Finds the backend for a plain request of `key`, which holds no place.
@@ -139,7 +153,21 @@ impl Pool {
     ///
     /// [`NoBackend`] if the key is nowhere and no backend is in service.
     pub fn lookup(self: &Arc<Self>, key: &str) -> Result<Choice, NoBackend> {
-        if self.places_keys() { Choice::of_key(self, key) } else { self.any() }
+        self.lookup_where(key, None)
+    }
+
+    /// Finds the backend of a key as [`lookup`](Self::lookup) does; for one that is nowhere the one where
+    /// other proxies have live connections of it.
+    ///
+    /// # Errors
+    ///
+    /// As those of [`lookup`](Self::lookup).
+    pub fn lookup_where(
+        self: &Arc<Self>,
+        key: &str,
+        lives: Option<Arc<Backend>>,
+    ) -> Result<Choice, NoBackend> {
+        if self.places_keys() { Choice::of_key(self, key, lives) } else { self.any() }
     }
 
     /// Finds a backend for a plain request that no key decides on.

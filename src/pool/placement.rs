@@ -25,6 +25,7 @@ use tokio::time::timeout;
 
 use super::backend::Slot;
 use super::elsewhere::{Elsewhere, Seen, Settled};
+use super::select::Demand;
 use super::table::{Moved, Phase, PlacedKey, Stay, Table, Ticket};
 use super::{Backend, Event, NoBackend, Pool, ring};
 
@@ -117,6 +118,10 @@ impl Placements {
     /// What others were told: keys and backends' ids.
     pub(super) fn told(&self) -> Vec<(Arc<str>, Arc<str>)> {
         self.lock().elsewhere.told()
+    }
+
+    fn contested(&self) -> Vec<Arc<str>> {
+        self.lock().elsewhere.contested()
     }
 
     /// See [`Pool::vacated`].
@@ -259,12 +264,37 @@ impl Pool {
         self.backend(elsewhere.follow(key, self.seen_from(key))?)
     }
 
+    /// Whether a key may live at its home without this proxy knowing: others do not tell of one that is
+    /// there, and here it would not go there, for another reason than a drain.
+    ///
+    /// Whoever is in doubt asks the registry, and [places](Pool::place) the key accordingly.
+    pub fn is_in_doubt(&self, key: &str) -> bool {
+        if !self.places_keys() || self.placements.sharing.get().is_none() {
+            return false;
+        }
+        // Of a key that comes while its home is drained the turn has come, wherever it lives there.
+        let Some(home) = self.home(key).filter(|home| !home.is_draining()) else { return false };
+        let chosen = self.choose(ring::position(key.as_bytes()), &[], Demand::Connection);
+        chosen.is_none_or(|chosen| !Arc::ptr_eq(&chosen, home))
+            && self.find(key).is_none()
+            && self.find_elsewhere(key).is_none()
+    }
+
     /// Settles every key with other proxies, because homes may be others now.
     pub(super) fn settle_all(&self) {
         if self.placements.sharing.get().is_none() {
             return;
         }
         for PlacedKey { key, .. } in self.placements.list() {
+            self.placements.change_key(self, &key, |_, _| ());
+        }
+    }
+
+    /// Settles again the keys that other proxies have at another backend than this one, because which
+    /// of them wins depends on how backends are.
+    pub(super) fn settle_contested(&self) {
+        // One after the other, so that nobody waits for the lock for long.
+        for key in self.placements.contested() {
             self.placements.change_key(self, &key, |_, _| ());
         }
     }
@@ -313,6 +343,8 @@ struct Choices {
     tried: Vec<Arc<Backend>>,
     /// What was taken together with the choice of a backend for the key.
     slot: RefCell<Option<Slot>>,
+    /// Where other proxies have live connections of the key, as far as was asked.
+    lives: Option<Arc<Backend>>,
 }
 
 impl Choices {
@@ -328,7 +360,8 @@ impl Choices {
         elsewhere: &Elsewhere,
         tried: &[Arc<Backend>],
     ) -> Option<Arc<Backend>> {
-        if let Some(followed) = self.pool.followed(elsewhere, key) {
+        let lives = self.lives.as_ref().filter(|lives| !lives.is_lost());
+        if let Some(followed) = self.pool.followed(elsewhere, key).or(lives) {
             let is_tried = tried.iter().any(|one| Arc::ptr_eq(one, followed));
             self.slot.replace(None);
             return (!is_tried).then(|| Arc::clone(followed));
@@ -341,7 +374,11 @@ impl Choices {
 }
 
 impl Placement {
-    pub(super) fn begin(pool: &Arc<Pool>, key: &str) -> Result<Self, NoBackend> {
+    pub(super) fn begin(
+        pool: &Arc<Pool>,
+        key: &str,
+        lives: Option<Arc<Backend>>,
+    ) -> Result<Self, NoBackend> {
         let position = ring::position(key.as_bytes());
         let placements = Arc::clone(&pool.placements);
         let choices = Choices {
@@ -349,6 +386,7 @@ impl Placement {
             position,
             tried: Vec::new(),
             slot: RefCell::default(),
+            lives,
         };
         let ticket = placements.change_key(pool, key, |here, elsewhere| {
             here.place(key, &|tried| choices.choose(key, elsewhere, tried))
@@ -364,6 +402,13 @@ impl Placement {
         let backend = &self.ticket.backend;
         let taken = choices.slot.take().filter(|slot| Arc::ptr_eq(slot.backend(), backend));
         taken.or_else(|| backend.slot(choices.pool.settings().max_connections))
+    }
+
+    /// Has it go where other proxies have live connections of the key, or nowhere, unless it is live.
+    pub fn lives_at(&mut self, backend: Arc<Backend>) {
+        if let Some(choices) = &mut self.choices {
+            choices.lives = Some(backend);
+        }
     }
 
     /// Goes on to another backend, because this one could not be connected to.

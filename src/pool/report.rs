@@ -87,6 +87,9 @@ impl Pool {
         if transition.to == State::Lost {
             self.forget_announcements(backend);
         }
+        if transition.to == State::InService {
+            self.settle_contested();
+        }
     }
 
     /// Tells of a panic that began or ended since this was last called.

@@ -259,6 +259,9 @@ pub trait Others: Send + Sync {
         after: Option<&str>,
         limit: usize,
     ) -> Boxed<'_, Result<Vec<Owned>, Unavailable>>;
+    /// The backend where other proxies have live connections of a key. Waits no longer for it than a
+    /// handshake may.
+    fn lives_at(&self, pool: &str, key: &str) -> Boxed<'_, Result<Option<String>, Unavailable>>;
     /// The other proxies, as of some seconds ago.
     fn peers(&self) -> Vec<Peer>;
     /// Wants a backend drained by all proxies, or no longer.

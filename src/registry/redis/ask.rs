@@ -11,6 +11,8 @@ use super::{Common, record};
 const PART: usize = 1000;
 /// How often ids that turn out to be nobody's are made up for.
 const ROUNDS: usize = 4;
+/// How many connections of a key are looked at to find one of another proxy.
+const LOOKED_AT: usize = 32;
 
 /// Finds a connection.
 pub(super) async fn owner(common: &Common, id: &str) -> Result<Option<Owned>, Unavailable> {
@@ -38,6 +40,21 @@ pub(super) async fn of_key(
         }
     }
     Ok(found)
+}
+
+/// The backend of a connection that another proxy has of a key, if one has any. Waits no longer than a
+/// handshake may.
+pub(super) async fn lives_at(
+    common: &Common,
+    pool: &str,
+    key: &str,
+) -> Result<Option<String>, Unavailable> {
+    let found = of_key(common, pool, key, None, LOOKED_AT);
+    let found = tokio::time::timeout(common.settings.join_wait, found).await;
+    let found = found.map_err(|_| Unavailable::NoAnswer("in time".to_owned()))??;
+    let own = |id: &str| id.split_once('.').is_some_and(|(of, _)| *of == *common.identity.proxy);
+    let others = found.iter().find(|one| !own(&one.id));
+    Ok(others.map(|one| one.record.backend.to_string()))
 }
 
 /// The first members of a set behind one, in order, at most `limit`, whatever its size.

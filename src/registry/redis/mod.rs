@@ -232,6 +232,11 @@ impl Others for Redis {
         )
     }
 
+    fn lives_at(&self, pool: &str, key: &str) -> Boxed<'_, Result<Option<String>, Unavailable>> {
+        let (pool, key) = (pool.to_owned(), key.to_owned());
+        Box::pin(async move { ask::lives_at(&self.common, &pool, &key).await })
+    }
+
     fn peers(&self) -> Vec<Peer> {
         self.ledger.peers()
     }
