@@ -123,7 +123,8 @@ pub(super) async fn open(
 /// Waits until what is sent to the connection by its key or rooms arrives here, as long as that may
 /// take: its backend may publish as soon as it has seen the handshake.
 async fn stand(context: &Context, entry: &Entry) {
-    if let Some(standing) = context.shared.registry.stand(&mut entry.groups()) {
+    let standing = context.shared.registry.stand(&mut entry.groups());
+    if let Some(standing) = standing {
         standing.await;
     }
 }

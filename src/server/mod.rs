@@ -4,6 +4,10 @@
 //! workers that serve them, watchers of its backends, an admin API. Nothing of it is a process
 //! global, so that several can run in one process. It is built on a runtime of its owner's, the
 //! control runtime, on which everything runs that must not wait for a worker.
+//!
+//! It begins in `start.rs`, is given another config in `reload.rs` and ends in `stop.rs`. One thread and
+//! what lives on it is `worker.rs`; who is told of what happens to pools, `observer.rs`; what the metrics
+//! page reads of all that, `owners.rs`.
 
 mod busy;
 mod drain;
