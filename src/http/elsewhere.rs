@@ -45,7 +45,7 @@ pub(super) async fn still_lives_at(
 }
 
 async fn ask(context: &Context, pool: &Pool, key: &str) -> Option<Arc<Backend>> {
-    let others = context.shared.registry.fleet()?;
+    let others = context.shared.registry.others()?;
     let id = others.lives_at(pool.name(), key).await.ok()??;
     pool.backend(&id).filter(|backend| !backend.is_lost()).cloned()
 }
