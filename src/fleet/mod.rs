@@ -151,7 +151,7 @@ impl Fleet {
     /// to know of others.
     pub(crate) fn rings_differ(&self, pool: &Pool) -> Option<Vec<String>> {
         let ring = pool.fingerprint();
-        let peers = self.shared.registry.fleet()?.peers();
+        let peers = self.shared.registry.others()?.peers();
         let differing = peers.into_iter().filter(|peer| peer.has_other_ring(pool.name(), &ring));
         Some(differing.map(|peer| peer.proxy).collect())
     }
