@@ -40,7 +40,7 @@ impl Pool {
     /// Takes a connect or a handshake of a client that `backend` failed; `detail` says how.
     ///
     /// An answer of any status is no failure, and one of the proxy's own
-    /// ([`dial::is_own_failure`]) must not be reported.
+    /// ([`is_own_failure`](super::dial::is_own_failure)) must not be reported.
     pub fn traffic_failed(&self, backend: &Arc<Backend>, detail: &dyn fmt::Display, now: Instant) {
         backend.counters().traffic_failures.fetch_add(1, Ordering::Relaxed);
         let transition = backend.judge(|verdict| verdict.traffic_failed(now));
