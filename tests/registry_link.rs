@@ -258,6 +258,47 @@ fn follow_a_fail_over(fail_over: impl FnOnce(&mut Redis, &mut Client)) {
 
 #[test]
 fn in_a_cluster_messages_go_by_shards() {
+#[test]
+fn a_replica_is_no_registry_and_the_log_says_so_once() {
+    let master = Redis::start();
+    let to_master = format!("127.0.0.1 {}", master.port);
+    let replica = Redis::start_with(&["--replicaof", &to_master]);
+    let (backend, handed) = Scripted::opening();
+    let config = config(&[("a", backend.address)], &[]);
+    let registry = format!("\n[registry]\n{}\nrequired = true\n", url(&replica));
+    let proxy = Proxy::start(&(config + &registry));
+    let mut asked = replica.client();
+    let mut attempts = || match asked.ask(&["INFO", "stats"]) {
+        Answer::Text(info) => {
+            let of = "total_connections_received:";
+            let line = info.lines().find_map(|line| line.strip_prefix(of));
+            line.unwrap().parse::<u64>().unwrap()
+        }
+        other => panic!("{other:?}"),
+    };
+    let before = attempts();
+    eventually("it has tried again and again", || (attempts() > before + 6).then_some(()));
+    let lines = |what: &str| proxy.process.output().matches(what).count();
+    assert_eq!(lines("the registry is away"), 1);
+    assert!(proxy.process.output().contains("the server is a replica"));
+    assert_eq!(lines("the registry answers") + lines("does not take this proxy"), 0);
+    assert_eq!(proxy.metric("steadfast_registry_up", &[]), 0.0);
+    assert_eq!(get(proxy.admin, "/readyz").status, 503);
+    drop((ws::open(proxy.address, "/"), handed.next()));
+
+    assert_eq!(asked.ask(&["REPLICAOF", "NO", "ONE"]), Answer::text("OK"));
+    proxy.wait_for_metric("steadfast_registry_up", &[], 1.0);
+    assert_eq!(get(proxy.admin, "/readyz").status, 200);
+    assert_eq!(lines("the registry answers"), 1);
+    assert_eq!(
+        asked.ask(&["REPLICAOF", "127.0.0.1", &master.port.to_string()]),
+        Answer::text("OK")
+    );
+    proxy.wait_for_metric("steadfast_registry_up", &[], 0.0);
+    eventually("it says so", || (lines("the registry is away") == 2).then_some(()));
+    assert_eq!(lines("the registry answers"), 1);
+}
+
     let masters = cluster(3);
     let members: Vec<String> =
         masters.iter().map(|master| format!("\"{}\"", master.url())).collect();

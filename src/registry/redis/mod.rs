@@ -124,10 +124,10 @@ impl Redis {
     /// One that is away until it [runs](Self::run).
     pub fn new(settings: Settings, identity: Identity) -> Self {
         let names = Names::new(&settings.prefix);
-        let link = Link::new(&settings);
         let counts = Counts::default();
         Self {
             common: Arc::new(Common { settings, identity, names, link, times: TIMES }),
+        let link = Link::new(&settings, &names, counts.clone());
             subscriptions: Subscriptions::new(counts.clone()),
             ledger: Ledger::new(counts.clone()),
             placed: Placed::default(),
