@@ -6,13 +6,14 @@
 //! need one; `shadow` writes down who owns what, out of what is `pending`, and rewrites (`rewrite`) it
 //! after a doubt; `presence` says that the proxy lives; `sweep` removes what dead proxies have left;
 //! `ask` answers for others' connections; `placed` and `sessions` share where keys and sessions
-//! are, and what is drained.
+//! are, and what is drained, of which `drains` knows what holds.
 //!
 //! All of them run on the control runtime, in [`Redis::run`].
 
 mod ask;
 mod connect;
 mod counts;
+mod drains;
 mod groups;
 mod link;
 mod pending;
