@@ -329,6 +329,24 @@ fn what_redis_refuses_is_counted_and_a_key_that_is_no_hash_costs_no_rewrites() {
 }
 
 #[test]
+fn an_admin_api_on_all_addresses_is_known_by_one_of_them() {
+    let redis = server::Redis::start();
+    let backend = Named::start("a");
+    let everywhere = "admin = \"0.0.0.0:0\"\nadmin_token = \"hush-hush\"";
+    let config = config(&[("a", backend.address)], &[]);
+    let config = config.replace("admin = \"127.0.0.1:0\"", everywhere);
+    let proxy = Proxy::start(&format!("{config}\n[registry]\nurl = \"{}\"\n", redis.url()));
+    let mut store = redis::Client::open(redis.url()).unwrap().get_connection().unwrap();
+    let known = eventually("it is known", || {
+        let proxies: Vec<String> = store.smembers("steadfast:proxies").unwrap();
+        store
+            .hget::<_, _, Option<String>>(format!("steadfast:proxy:{}", proxies.first()?), "admin")
+            .unwrap()
+    });
+    assert_eq!(known, format!("127.0.0.1:{}", proxy.admin.port()));
+}
+
+#[test]
 fn idle_connections_cost_redis_next_to_nothing() {
     const TIME: Duration = Duration::from_secs(15);
     let world = World::new(2);
@@ -382,8 +400,8 @@ impl Truth for Still {
         Vec::new()
     }
 
-    fn admin(&self) -> Option<String> {
-        Some("127.0.0.1:1".to_owned())
+    fn admin(&self) -> Option<SocketAddr> {
+        Some(SocketAddr::from(([127, 0, 0, 1], 1)))
     }
 }
 

@@ -439,7 +439,7 @@ impl Truth for Nobody {
         Vec::new()
     }
 
-    fn admin(&self) -> Option<String> {
+    fn admin(&self) -> Option<SocketAddr> {
         None
     }
 }

@@ -119,6 +119,18 @@ impl Link {
         self.epoch.subscribe()
     }
 
+    /// The server that is reached, or one of them.
+    pub(super) fn server(&self) -> Option<Address> {
+        match &self.lock().connection {
+            Some(Connection::One(_, address)) => Some(Address::clone(address)),
+            Some(Connection::Cluster(_)) => match &self.place {
+                Place::Cluster(members, _) => members.first().cloned(),
+                _ => None,
+            },
+            None => None,
+        }
+    }
+
     /// Whether channels are sharded.
     pub(super) fn is_sharded(&self) -> bool {
         matches!(self.place, Place::Cluster(..))
@@ -154,18 +166,6 @@ impl Link {
         }
     }
 
-    fn begin(&self, connection: Connection) -> u64 {
-        let mut now = self.lock();
-        now.number += 1;
-        now.connection = Some(connection);
-        now.was_answered = true;
-        now.cause = None;
-        self.epoch.send_replace(now.number);
-        now.number
-    }
-
-    /// Returns when that connection is lost.
-    async fn look_after(&self, mut connection: Connection, number: u64) {
     async fn open(&self) -> RedisResult<Connection> {
         let mut connection = Connection::open(&self.place, None).await?;
         // Of a Cluster the masters are found anyway.
@@ -185,6 +185,18 @@ impl Link {
         std::future::pending().await
     }
 
+    fn begin(&self, connection: Connection) -> u64 {
+        let mut now = self.lock();
+        now.number += 1;
+        now.connection = Some(connection);
+        now.was_answered = true;
+        now.cause = None;
+        self.epoch.send_replace(now.number);
+        now.number
+    }
+
+    /// Returns when that connection is lost.
+    async fn look_after(&self, mut connection: Connection, number: u64) {
         let mut epochs = self.epochs();
         let is_master = matches!(self.place, Place::Sentinel { .. });
         let mut lookout = Lookout::default();
@@ -262,18 +274,6 @@ impl Link {
         }
     }
 
-    /// Publishes a message; tells how many have it.
-    pub(super) async fn publish(
-        &self,
-        channel: &str,
-        message: &[u8],
-    ) -> Result<usize, Unavailable> {
-        let mut command = redis::cmd(if self.is_sharded() { "SPUBLISH" } else { "PUBLISH" });
-        command.arg(channel).arg(message);
-        let answers = self.run_all(vec![command]).await?;
-        match answers.first() {
-            Some(Value::Int(count)) => Ok(usize::try_from(*count).unwrap_or(0)),
-            Some(Value::ServerError(error)) => Err(Unavailable::NoAnswer(error.to_string())),
     fn tell_of(&self, refused: &Refused) {
         self.counts.refused_writes.inc();
         // Any other refusal is told of by whoever tries again.
@@ -290,6 +290,18 @@ impl Link {
         }
     }
 
+    /// Publishes a message; tells how many have it.
+    pub(super) async fn publish(
+        &self,
+        channel: &str,
+        message: &[u8],
+    ) -> Result<usize, Unavailable> {
+        let mut command = redis::cmd(if self.is_sharded() { "SPUBLISH" } else { "PUBLISH" });
+        command.arg(channel).arg(message);
+        let answers = self.run_all(vec![command]).await?;
+        match answers.first() {
+            Some(Value::Int(count)) => Ok(usize::try_from(*count).unwrap_or(0)),
+            Some(Value::ServerError(error)) => Err(Unavailable::NoAnswer(error.to_string())),
             other => Err(Unavailable::NoAnswer(format!("{other:?}"))),
         }
     }
