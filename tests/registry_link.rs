@@ -15,7 +15,9 @@ use steadfast::registry::redis::{Identity, Place, Redis as Registered, Settings}
 use steadfast::registry::{Boxed, Event, Group, Page, Registry as _, State, Truth};
 use support::http::{get, header, read_head};
 use support::in_process::runtime;
-use support::redis::{Answer, Client, Redis, Sentinels, cluster, cluster_replica, free_port};
+use support::redis::{
+    Answer, Client, Redis, Sentinels, cluster, cluster_replica, free_port, move_slot,
+};
 use support::scripted::{Scripted, switching};
 use support::tls::Authority;
 use support::ws::{self, Ws};
@@ -257,8 +259,6 @@ fn follow_a_fail_over(fail_over: impl FnOnce(&mut Redis, &mut Client)) {
 }
 
 #[test]
-fn in_a_cluster_messages_go_by_shards() {
-#[test]
 fn a_replica_is_no_registry_and_the_log_says_so_once() {
     let master = Redis::start();
     let to_master = format!("127.0.0.1 {}", master.port);
@@ -299,6 +299,8 @@ fn a_replica_is_no_registry_and_the_log_says_so_once() {
     assert_eq!(lines("the registry answers"), 1);
 }
 
+#[test]
+fn in_a_cluster_messages_go_by_shards() {
     let masters = cluster(3);
     let members: Vec<String> =
         masters.iter().map(|master| format!("\"{}\"", master.url())).collect();
@@ -323,6 +325,86 @@ fn a_replica_is_no_registry_and_the_log_says_so_once() {
         });
         assert_eq!(reached, Some(2), "{key}");
         clients.iter().for_each(|(client, _)| client.expect_text(&key));
+    }
+}
+
+#[test]
+fn slots_that_move_in_a_cluster_take_nothing_along_for_good() {
+    const KEYS: usize = 24;
+    let masters = cluster(3);
+    let members: Vec<String> =
+        masters.iter().map(|master| format!("\"{}\"", master.url())).collect();
+    let registry = format!("cluster = [{}]\njoin_wait = \"2s\"", members.join(", "));
+    let (backend, handed) = Scripted::opening();
+    let [proxy, other] = [(); 2].map(|()| proxy(backend.address, &registry));
+    let open = |number: usize| {
+        let key = format!("k{number}");
+        (ws::open(proxy.address, &format!("/?room={key}")), handed.next(), key)
+    };
+    let mut clients: Vec<_> = (0..KEYS).map(open).collect();
+    // Only the member that has the slot takes it.
+    let publish = |key: &str, message: &str| {
+        masters.iter().find_map(|master| {
+            match master.client().ask(&["SPUBLISH", &of_key(key), &text(message)]) {
+                Answer::Number(reached) => Some(reached),
+                _ => None,
+            }
+        })
+    };
+    let known = |number: usize| {
+        let path = format!("/v1/connections?pool=pool&key=k{number}");
+        let page = get(other.admin, &path);
+        let page: serde_json::Value = serde_json::from_slice(&page.body).unwrap();
+        page["connections"].as_array().map_or(0, Vec::len)
+    };
+    eventually("the other knows all", || (0..KEYS).all(|key| known(key) == 1).then_some(()));
+
+    // The first gives away every slot of it that is in use.
+    let mut first = masters[0].client();
+    let Answer::List(names) = first.ask(&["KEYS", "*"]) else { panic!() };
+    let names = names.into_iter().map(|name| match name {
+        Answer::Text(name) => name,
+        other => panic!("{other:?}"),
+    });
+    let channels = (0..KEYS).map(|number| of_key(&format!("k{number}")));
+    let mut slots: Vec<i64> = names
+        .chain(channels)
+        .map(|name| first.ask(&["CLUSTER", "KEYSLOT", &name]).number())
+        .filter(|slot| *slot < 16_384 / 3)
+        .collect();
+    slots.sort_unstable();
+    slots.dedup();
+    assert!(slots.len() > KEYS / 4, "{}", slots.len());
+    for (index, slot) in slots.iter().enumerate() {
+        move_slot(&masters, 0, 1 + index % 2, *slot);
+        // Clients come, and are told things, all the while.
+        publish(&clients[index % KEYS].2, "meanwhile");
+        clients.push(open(KEYS + index));
+    }
+
+    let total = clients.len();
+    within(Duration::from_secs(20), "all stand again", || {
+        clients.iter().all(|(_, _, key)| publish(key, "again") == Some(1)).then_some(())
+    });
+    for round in ["one", "two", "three"] {
+        for (_, _, key) in &clients {
+            assert_eq!(publish(key, round), Some(1), "{key}");
+        }
+    }
+    for (client, _, key) in &clients {
+        let next = || loop {
+            let text = client.read().text();
+            if text != "meanwhile" && text != "again" {
+                return text;
+            }
+        };
+        assert_eq!([next(), next(), next()], ["one", "two", "three"], "{key}");
+    }
+    within(Duration::from_secs(10), "the other knows all", || {
+        (0..total).all(|key| known(key) == 1).then_some(())
+    });
+    for proxy in [&proxy, &other] {
+        assert_eq!(proxy.metric("steadfast_registry_up", &[]), 1.0);
     }
 }
 
