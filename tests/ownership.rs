@@ -290,6 +290,63 @@ fn a_proxy_that_was_paused_has_everything_again() {
 }
 
 #[test]
+fn what_redis_refuses_is_counted_and_a_key_that_is_no_hash_costs_no_rewrites() {
+    let mut world = World::new(0);
+    let mut store = world.store();
+    let _: () = store.set("steadfast:room:lobby", "no hash").unwrap();
+    let _: () = store.set("steadfast:placed:pool", "no hash").unwrap();
+    world.proxies.push(world.proxy());
+    let proxy = &world.proxies[0];
+    let records = || {
+        let names: Vec<String> = world.store().keys("steadfast:owns:*").unwrap();
+        names.iter().map(|name| world.store().hlen::<_, usize>(name).unwrap()).sum::<usize>()
+    };
+    let rewrites = || proxy.metric("steadfast_registry_rewrites_total", &[]);
+    let refused = || proxy.metric("steadfast_registry_refused_writes_total", &[]);
+    let _first = open(proxy.address, 20);
+    eventually("all are written", || (records() == 20 && rewrites() > 0.0).then_some(()));
+    eventually("it is counted", || (refused() > 0.0).then_some(()));
+    let (before, refused_before) = (rewrites(), refused());
+    let second = open(proxy.address, 20);
+    eventually("those too", || (records() == 40 && refused() > refused_before).then_some(()));
+    drop(second);
+    eventually("they are gone", || (records() == 20).then_some(()));
+    assert_eq!(rewrites(), before, "what can be written is, and nothing anew");
+    let output = proxy.process.output();
+    assert!(output.contains("it is not written key=\"steadfast:room:lobby\""), "{output}");
+    // Where nothing can be written all of it is, as soon as it can be.
+    let _: () = store.del(&["steadfast:room:lobby", "steadfast:placed:pool"]).unwrap();
+    let limit = |bytes: u32| {
+        let mut set = redis::cmd("CONFIG");
+        set.arg("SET").arg("maxmemory").arg(bytes).exec(&mut world.store()).unwrap();
+    };
+    limit(1);
+    let refused_before = refused();
+    let _third = open(proxy.address, 20);
+    eventually("that is counted", || (refused() > refused_before).then_some(()));
+    limit(0);
+    world.is_whole(Duration::from_secs(10), &[proxy]);
+}
+
+#[test]
+fn an_admin_api_on_all_addresses_is_known_by_one_of_them() {
+    let redis = server::Redis::start();
+    let backend = Named::start("a");
+    let everywhere = "admin = \"0.0.0.0:0\"\nadmin_token = \"hush-hush\"";
+    let config = config(&[("a", backend.address)], &[]);
+    let config = config.replace("admin = \"127.0.0.1:0\"", everywhere);
+    let proxy = Proxy::start(&format!("{config}\n[registry]\nurl = \"{}\"\n", redis.url()));
+    let mut store = redis::Client::open(redis.url()).unwrap().get_connection().unwrap();
+    let known = eventually("it is known", || {
+        let proxies: Vec<String> = store.smembers("steadfast:proxies").unwrap();
+        store
+            .hget::<_, _, Option<String>>(format!("steadfast:proxy:{}", proxies.first()?), "admin")
+            .unwrap()
+    });
+    assert_eq!(known, format!("127.0.0.1:{}", proxy.admin.port()));
+}
+
+#[test]
 fn idle_connections_cost_redis_next_to_nothing() {
     const TIME: Duration = Duration::from_secs(15);
     let world = World::new(2);
@@ -344,8 +401,8 @@ impl Truth for Still {
         Vec::new()
     }
 
-    fn admin(&self) -> Option<String> {
-        Some("127.0.0.1:1".to_owned())
+    fn admin(&self) -> Option<SocketAddr> {
+        Some(SocketAddr::from(([127, 0, 0, 1], 1)))
     }
 }
 

@@ -213,8 +213,7 @@ fn a_key_that_lives_at_its_home_does_not_go_on_where_that_can_not_be_connected_t
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let (a, nowhere) = (backends[0].address.to_string(), nobody.to_string());
     let never_out = [&UNCHECKED[..], &[("health", "passive_fall = 0")]].concat();
-    let reaches_not =
-        Proxy::start(&shared(&backends, &redis, &never_out).replace(&a, &nowhere));
+    let reaches_not = Proxy::start(&shared(&backends, &redis, &never_out).replace(&a, &nowhere));
     let room = rooms_of(&["a", "b"], "a").next().unwrap();
     let first = at_home(&reaches, &redis, &room);
     let path = format!("/?room={room}");
@@ -379,6 +378,82 @@ fn a_drain_without_the_registry_holds_here_and_is_made_up_for() {
     redis.process.signal("CONT");
     eventually("the other hears of it", || drained_by_api(&proxies[1], "a").then_some(()));
     assert!(drained_by_api(&proxies[0], "a"));
+}
+
+/// Whether the hash of drains has the backend.
+fn asked_for(redis: &RedisServer, backend: &str) -> bool {
+    ask_redis(redis, &["HEXISTS", "steadfast:drain:pool", backend]).trim() == "1"
+}
+
+fn rewrites(proxy: &Proxy) -> f64 {
+    proxy.metric("steadfast_registry_rewrites_total", &[])
+}
+
+#[test]
+fn a_redis_that_loses_its_data_undoes_no_drain() {
+    let mut redis = RedisServer::start();
+    let backends = ["a", "b"].map(Named::start);
+    let settings = shared(&backends, &redis, &UNCHECKED);
+    let mut proxies: Vec<Proxy> = (0..2).map(|_| Proxy::start(&settings)).collect();
+    let all_drain = |proxies: &[Proxy]| proxies.iter().all(|proxy| drained_by_api(proxy, "a"));
+    assert_eq!(proxies[0].post("/v1/pools/pool/backends/a/drain", "").0, 200);
+    within(TOLERANCE, "the other drains too", || all_drain(&proxies).then_some(()));
+    let stands_again = |redis: &RedisServer, proxies: &[Proxy]| {
+        // Renewals find it out.
+        within(Duration::from_secs(8), "the drain is in Redis again", || {
+            assert!(all_drain(proxies), "it holds all the time");
+            asked_for(redis, "a").then_some(())
+        });
+        assert!(all_drain(proxies));
+    };
+    ask_redis(&redis, &["FLUSHALL"]);
+    stands_again(&redis, &proxies);
+    redis.process.kill();
+    for proxy in &proxies {
+        proxy.wait_for_metric("steadfast_registry_up", &[], 0.0);
+    }
+    redis.restart();
+    stands_again(&redis, &proxies);
+    // Who is new while it is lost knows nothing, and hears of it from the others.
+    ask_redis(&redis, &["FLUSHALL"]);
+    proxies.push(Proxy::start(&settings));
+    stands_again(&redis, &proxies[..2]);
+    eventually("the new one hears of it", || all_drain(&proxies).then_some(()));
+    // Undone it stays, also where that is forgotten again.
+    assert_eq!(proxies[2].post("/v1/pools/pool/backends/a/undrain", "").0, 200);
+    let none_drains = || !proxies.iter().any(|proxy| drained_by_api(proxy, "a"));
+    within(TOLERANCE, "it is undone", || none_drains().then_some(()));
+    assert!(!asked_for(&redis, "a"));
+    let before: Vec<f64> = proxies.iter().map(rewrites).collect();
+    ask_redis(&redis, &["FLUSHALL"]);
+    within(Duration::from_secs(10), "all have found it out", || {
+        assert!(none_drains());
+        proxies.iter().zip(&before).all(|(proxy, before)| rewrites(proxy) > *before).then_some(())
+    });
+    assert!(none_drains() && !asked_for(&redis, "a"));
+}
+
+#[test]
+fn a_proxy_that_was_paused_does_not_bring_back_what_was_undone() {
+    let redis = RedisServer::start();
+    let backends = ["a", "b"].map(Named::start);
+    let settings = shared(&backends, &redis, &UNCHECKED);
+    let [paused, other] = [(); 2].map(|()| Proxy::start(&settings));
+    assert_eq!(other.post("/v1/pools/pool/backends/a/drain", "").0, 200);
+    within(TOLERANCE, "both drain", || drained_by_api(&paused, "a").then_some(()));
+    let proxy = format!("steadfast:proxy:{}", paused.json("/v1/status")["proxy"].as_str().unwrap());
+    let before = rewrites(&paused);
+    paused.process.signal("STOP");
+    within(Duration::from_secs(20), "it is taken for dead", || {
+        (ask_redis(&redis, &["EXISTS", &proxy]).trim() == "0").then_some(())
+    });
+    assert_eq!(other.post("/v1/pools/pool/backends/a/undrain", "").0, 200);
+    paused.process.signal("CONT");
+    within(Duration::from_secs(10), "it has written all anew", || {
+        (rewrites(&paused) > before).then_some(())
+    });
+    eventually("it hears of it", || (!drained_by_api(&paused, "a")).then_some(()));
+    assert!(!drained_by_api(&other, "a") && !asked_for(&redis, "a"));
 }
 
 #[test]

@@ -15,7 +15,9 @@ use steadfast::registry::redis::{Identity, Place, Redis as Registered, Settings}
 use steadfast::registry::{Boxed, Event, Group, Page, Registry as _, State, Truth};
 use support::http::{get, header, read_head};
 use support::in_process::runtime;
-use support::redis::{Answer, Client, Redis, Sentinels, cluster, cluster_replica, free_port};
+use support::redis::{
+    Answer, Client, Redis, Sentinels, cluster, cluster_replica, free_port, move_slot,
+};
 use support::scripted::{Scripted, switching};
 use support::tls::Authority;
 use support::ws::{self, Ws};
@@ -217,6 +219,16 @@ fn a_planned_fail_over_is_followed_though_the_old_master_goes_on() {
     });
 }
 
+/// Whether it says so: who becomes the master of Sentinels cuts the connections that it has then.
+fn is_master(server: &Redis) -> bool {
+    let role = || {
+        let mut connection = redis::Client::open(server.url())?.get_connection()?;
+        redis::cmd("ROLE").query::<Vec<redis::Value>>(&mut connection)
+    };
+    let is_master = |role: &redis::Value| *role == redis::Value::BulkString(b"master".to_vec());
+    role().is_ok_and(|role| role.first().is_some_and(is_master))
+}
+
 fn follow_a_fail_over(fail_over: impl FnOnce(&mut Redis, &mut Client)) {
     let mut master = Redis::start();
     let to_master = ["--replicaof", &format!("127.0.0.1 {}", master.port)];
@@ -244,16 +256,54 @@ fn follow_a_fail_over(fail_over: impl FnOnce(&mut Redis, &mut Client)) {
     client.expect_text("first");
 
     fail_over(&mut master, &mut sentinel);
-    eventually("the replica is the master", || match replica.client().ask(&["ROLE"]) {
-        Answer::List(role) => (role[0] == Answer::text("master")).then_some(()),
-        _ => None,
-    });
+    eventually("the replica is the master", || is_master(&replica).then_some(()));
     let mut publisher = replica.client();
     let took = until_delivered(&client, |message| {
         publisher.publish(&of_key("x"), message);
     });
     // The Sentinel tells of the new master when the fail-over is over, a moment later.
     assert!(took < Duration::from_secs(8), "{took:?}");
+}
+
+#[test]
+fn a_replica_is_no_registry_and_the_log_says_so_once() {
+    let master = Redis::start();
+    let to_master = format!("127.0.0.1 {}", master.port);
+    let replica = Redis::start_with(&["--replicaof", &to_master]);
+    let (backend, handed) = Scripted::opening();
+    let config = config(&[("a", backend.address)], &[]);
+    let registry = format!("\n[registry]\n{}\nrequired = true\n", url(&replica));
+    let proxy = Proxy::start(&(config + &registry));
+    let mut asked = replica.client();
+    let mut attempts = || match asked.ask(&["INFO", "stats"]) {
+        Answer::Text(info) => {
+            let of = "total_connections_received:";
+            let line = info.lines().find_map(|line| line.strip_prefix(of));
+            line.unwrap().parse::<u64>().unwrap()
+        }
+        other => panic!("{other:?}"),
+    };
+    let before = attempts();
+    eventually("it has tried again and again", || (attempts() > before + 6).then_some(()));
+    let lines = |what: &str| proxy.process.output().matches(what).count();
+    assert_eq!(lines("the registry is away"), 1);
+    assert!(proxy.process.output().contains("the server is a replica"));
+    assert_eq!(lines("the registry answers") + lines("does not take this proxy"), 0);
+    assert_eq!(proxy.metric("steadfast_registry_up", &[]), 0.0);
+    assert_eq!(get(proxy.admin, "/readyz").status, 503);
+    drop((ws::open(proxy.address, "/"), handed.next()));
+
+    assert_eq!(asked.ask(&["REPLICAOF", "NO", "ONE"]), Answer::text("OK"));
+    proxy.wait_for_metric("steadfast_registry_up", &[], 1.0);
+    assert_eq!(get(proxy.admin, "/readyz").status, 200);
+    assert_eq!(lines("the registry answers"), 1);
+    assert_eq!(
+        asked.ask(&["REPLICAOF", "127.0.0.1", &master.port.to_string()]),
+        Answer::text("OK")
+    );
+    proxy.wait_for_metric("steadfast_registry_up", &[], 0.0);
+    eventually("it says so", || (lines("the registry is away") == 2).then_some(()));
+    assert_eq!(lines("the registry answers"), 1);
 }
 
 #[test]
@@ -286,6 +336,86 @@ fn in_a_cluster_messages_go_by_shards() {
 }
 
 #[test]
+fn slots_that_move_in_a_cluster_take_nothing_along_for_good() {
+    const KEYS: usize = 24;
+    let masters = cluster(3);
+    let members: Vec<String> =
+        masters.iter().map(|master| format!("\"{}\"", master.url())).collect();
+    let registry = format!("cluster = [{}]\njoin_wait = \"2s\"", members.join(", "));
+    let (backend, handed) = Scripted::opening();
+    let [proxy, other] = [(); 2].map(|()| proxy(backend.address, &registry));
+    let open = |number: usize| {
+        let key = format!("k{number}");
+        (ws::open(proxy.address, &format!("/?room={key}")), handed.next(), key)
+    };
+    let mut clients: Vec<_> = (0..KEYS).map(open).collect();
+    // Only the member that has the slot takes it.
+    let publish = |key: &str, message: &str| {
+        masters.iter().find_map(|master| {
+            match master.client().ask(&["SPUBLISH", &of_key(key), &text(message)]) {
+                Answer::Number(reached) => Some(reached),
+                _ => None,
+            }
+        })
+    };
+    let known = |number: usize| {
+        let path = format!("/v1/connections?pool=pool&key=k{number}");
+        let page = get(other.admin, &path);
+        let page: serde_json::Value = serde_json::from_slice(&page.body).unwrap();
+        page["connections"].as_array().map_or(0, Vec::len)
+    };
+    eventually("the other knows all", || (0..KEYS).all(|key| known(key) == 1).then_some(()));
+
+    // The first gives away every slot of it that is in use.
+    let mut first = masters[0].client();
+    let Answer::List(names) = first.ask(&["KEYS", "*"]) else { panic!() };
+    let names = names.into_iter().map(|name| match name {
+        Answer::Text(name) => name,
+        other => panic!("{other:?}"),
+    });
+    let channels = (0..KEYS).map(|number| of_key(&format!("k{number}")));
+    let mut slots: Vec<i64> = names
+        .chain(channels)
+        .map(|name| first.ask(&["CLUSTER", "KEYSLOT", &name]).number())
+        .filter(|slot| *slot < 16_384 / 3)
+        .collect();
+    slots.sort_unstable();
+    slots.dedup();
+    assert!(slots.len() > KEYS / 4, "{}", slots.len());
+    for (index, slot) in slots.iter().enumerate() {
+        move_slot(&masters, 0, 1 + index % 2, *slot);
+        // Clients come, and are told things, all the while.
+        publish(&clients[index % KEYS].2, "meanwhile");
+        clients.push(open(KEYS + index));
+    }
+
+    let total = clients.len();
+    within(Duration::from_secs(20), "all stand again", || {
+        clients.iter().all(|(_, _, key)| publish(key, "again") == Some(1)).then_some(())
+    });
+    for round in ["one", "two", "three"] {
+        for (_, _, key) in &clients {
+            assert_eq!(publish(key, round), Some(1), "{key}");
+        }
+    }
+    for (client, _, key) in &clients {
+        let next = || loop {
+            let text = client.read().text();
+            if text != "meanwhile" && text != "again" {
+                return text;
+            }
+        };
+        assert_eq!([next(), next(), next()], ["one", "two", "three"], "{key}");
+    }
+    within(Duration::from_secs(10), "the other knows all", || {
+        (0..total).all(|key| known(key) == 1).then_some(())
+    });
+    for proxy in [&proxy, &other] {
+        assert_eq!(proxy.metric("steadfast_registry_up", &[]), 1.0);
+    }
+}
+
+#[test]
 fn a_replica_that_takes_over_in_a_cluster_is_followed() {
     let mut masters = cluster(3);
     let replica = cluster_replica(&masters, 1);
@@ -306,10 +436,7 @@ fn a_replica_that_takes_over_in_a_cluster_is_followed() {
         })
         .collect();
     masters[1].kill();
-    eventually("the replica has the slots", || match replica.client().ask(&["ROLE"]) {
-        Answer::List(role) => (role[0] == Answer::text("master")).then_some(()),
-        _ => None,
-    });
+    eventually("the replica has the slots", || is_master(&replica).then_some(()));
     for (index, (client, _, key)) in clients.iter().enumerate() {
         let redis = if index == 1 { &replica } else { &masters[index] };
         let mut publisher = redis.client();
@@ -398,7 +525,7 @@ impl Truth for Nobody {
         Vec::new()
     }
 
-    fn admin(&self) -> Option<String> {
+    fn admin(&self) -> Option<SocketAddr> {
         None
     }
 }

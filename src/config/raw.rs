@@ -350,7 +350,15 @@ impl<'t> Cursor<'t> {
         let Some(near) = nearest(key, known) else {
             let mut known = self.asked.clone();
             known.sort_unstable();
-            return format!("is no known key here; known are: {}", known.join(", "));
+            let known = format!("is no known key here; known are: {}", known.join(", "));
+            if key == "registry" {
+                // Its value may be a URL with a password.
+                problems.hide(entry.value.span());
+                return format!(
+                    "{known}; the one registry of a proxy has a table of its own, [registry]"
+                );
+            }
+            return known;
         };
         if near.contains("token") {
             problems.hide(entry.value.span());

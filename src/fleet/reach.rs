@@ -51,8 +51,8 @@ impl Fleet {
     }
 
     /// The address of the admin API, if there is one.
-    pub(crate) fn admin_address(&self) -> Option<String> {
-        self.admin_address.lock().unwrap_or_else(PoisonError::into_inner).map(|at| at.to_string())
+    pub(crate) fn admin_address(&self) -> Option<std::net::SocketAddr> {
+        *self.admin_address.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Says where the admin API is from now on.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -180,8 +180,8 @@ pub trait Truth: Send + Sync {
     fn rings(&self) -> Vec<(String, String)>;
     /// The keys of a pool that others are to be told of, with their backends' ids.
     fn placed(&self, pool: &str) -> Vec<(Arc<str>, Arc<str>)>;
-    /// The address of the admin API.
-    fn admin(&self) -> Option<String>;
+    /// Where the admin API is bound.
+    fn admin(&self) -> Option<SocketAddr>;
 }
 
 /// A part of the proxy's table.

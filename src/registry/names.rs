@@ -65,6 +65,11 @@ impl Names {
         format!("{}:drain:{pool}", self.prefix)
     }
 
+    /// The hash of backends whose drain was undone.
+    pub fn undrained(&self, pool: &str) -> String {
+        format!("{}:undrained:{pool}", self.prefix)
+    }
+
     /// The backend of a learnt session.
     pub fn session(&self, pool: &str, id: &str) -> String {
         format!("{}:session:{pool}/{id}", self.prefix)
@@ -141,6 +146,7 @@ mod tests {
         assert_eq!(names.room("lobby"), "steadfast:room:lobby");
         assert_eq!(names.placed("rooms"), "steadfast:placed:rooms");
         assert_eq!(names.drain("rooms"), "steadfast:drain:rooms");
+        assert_eq!(names.undrained("rooms"), "steadfast:undrained:rooms");
         assert_eq!(names.session("rooms", "x"), "steadfast:session:rooms/x");
         let room = Channel::Group(Group::Room("a:b/c".into()));
         assert_eq!(names.channel(&room), "steadfast:to:room:a:b/c");

@@ -4,6 +4,7 @@
 //! publisher sends to one channel stays in its order. Both are on the control runtime.
 
 use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -209,7 +210,7 @@ impl Truth for Fleet {
         found.map(|pool| pool.told()).unwrap_or_default()
     }
 
-    fn admin(&self) -> Option<String> {
+    fn admin(&self) -> Option<SocketAddr> {
         self.admin_address()
     }
 }

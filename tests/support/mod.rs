@@ -427,21 +427,31 @@ impl RedisServer {
             let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
             let port = free.local_addr().unwrap().port();
             drop(free);
-            let mut command = Command::new("redis-server");
-            command.args(["--bind", "127.0.0.1", "--port", &port.to_string()]);
-            command.args(["--save", "", "--appendonly", "no"]);
-            let mut process = Process::start("redis-server", &mut command);
-            let serves = eventually("redis-server serves or ends", || {
-                if process.output().contains("Ready to accept connections") {
-                    return Some(true);
-                }
-                process.has_exited().then_some(false)
-            });
-            if serves {
+            if let Some(process) = Self::serve(port) {
                 return Self { process, port };
             }
         }
         panic!("no port for redis-server");
+    }
+
+    /// `None`: it can't have the port.
+    fn serve(port: u16) -> Option<Process> {
+        let mut command = Command::new("redis-server");
+        command.args(["--bind", "127.0.0.1", "--port", &port.to_string()]);
+        command.args(["--save", "", "--appendonly", "no"]);
+        let mut process = Process::start("redis-server", &mut command);
+        let serves = eventually("redis-server serves or ends", || {
+            if process.output().contains("Ready to accept connections") {
+                return Some(true);
+            }
+            process.has_exited().then_some(false)
+        });
+        serves.then_some(process)
+    }
+
+    /// Starts it where it was, with nothing in it; it was killed before.
+    pub fn restart(&mut self) {
+        self.process = eventually("redis-server starts again", || Self::serve(self.port));
     }
 
     pub fn url(&self) -> String {

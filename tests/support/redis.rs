@@ -173,6 +173,43 @@ pub fn cluster(count: u16) -> Vec<Redis> {
     masters
 }
 
+/// Moves a slot of a Cluster, with what is in it, as `redis-cli --cluster reshard` does.
+pub fn move_slot(masters: &[Redis], from: usize, to: usize, slot: i64) {
+    let done = |master: usize, words: &[&str]| {
+        assert_eq!(masters[master].client().ask(words), Answer::text("OK"), "{words:?}");
+    };
+    let ids: Vec<String> = masters
+        .iter()
+        .map(|master| match master.client().ask(&["CLUSTER", "MYID"]) {
+            Answer::Text(id) => id,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    let slot = slot.to_string();
+    done(to, &["CLUSTER", "SETSLOT", &slot, "IMPORTING", &ids[from]]);
+    done(from, &["CLUSTER", "SETSLOT", &slot, "MIGRATING", &ids[to]]);
+    let mut source = masters[from].client();
+    let port = masters[to].port.to_string();
+    while let Answer::List(keys) = source.ask(&["CLUSTER", "GETKEYSINSLOT", &slot, "100"])
+        && !keys.is_empty()
+    {
+        for key in keys {
+            let Answer::Text(key) = key else { panic!("{key:?}") };
+            // It may have been removed meanwhile.
+            let moved = source.ask(&["MIGRATE", "127.0.0.1", &port, &key, "0", "5000"]);
+            assert!(
+                matches!(&moved, Answer::Text(done) if done == "OK" || done == "NOKEY"),
+                "{moved:?}"
+            );
+        }
+    }
+    for master in
+        [to, from].into_iter().chain((0..masters.len()).filter(|one| ![to, from].contains(one)))
+    {
+        done(master, &["CLUSTER", "SETSLOT", &slot, "NODE", &ids[to]]);
+    }
+}
+
 /// A replica of one of them, in step with it.
 pub fn cluster_replica(masters: &[Redis], of: usize) -> Redis {
     let options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000"];

@@ -166,6 +166,11 @@ impl Metrics {
             counts.writes.clone(),
         );
         registry.register(
+            "registry_refused_writes",
+            "Commands that were to write to the registry and were refused",
+            counts.refused_writes.clone(),
+        );
+        registry.register(
             "registry_rewrites",
             "Times that the whole table was written to the registry",
             counts.rewrites.clone(),

@@ -1,8 +1,8 @@
 //! One connection to Redis, whatever is there: a server, whichever Sentinels name, or a Cluster.
 //!
 //! A connection is good when it has answered: a server that is loading, wants another login, or is not
-//! the master that the Sentinels said, is none. Each attempt asks the Sentinels anew, so a fail-over is
-//! followed by connecting again.
+//! the master that the Sentinels said, is none. Each attempt asks the Sentinels anew, so a
+//! fail-over is followed by connecting again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use redis::cluster::ClusterClientBuilder;
 use redis::cluster_async::ClusterConnection;
 use redis::{
     AsyncConnectionConfig, Cmd, ErrorKind, Pipeline, ProtocolVersion, PushInfo, RedisError,
-    RedisResult, Value,
+    RedisResult, ServerErrorKind, Value,
 };
 use tokio::task::JoinSet;
 
@@ -26,6 +26,9 @@ const CONNECT_CLUSTER: Duration = Duration::from_secs(3);
 pub(super) const ANSWER: Duration = Duration::from_secs(5);
 /// How many times a command is sent again in a Cluster whose slots move.
 const RETRIES: u32 = 3;
+/// The commands that write.
+const WRITES: [&str; 9] =
+    ["HSET", "HSETNX", "HDEL", "SADD", "SREM", "SET", "DEL", "EXPIRE", "PEXPIRE"];
 /// How many groups of commands, each for a key of its own, are under way at a time in a Cluster.
 const CONCURRENT: usize = 64;
 
@@ -36,6 +39,22 @@ pub(super) enum Connection {
     One(MultiplexedConnection, Arc<Address>),
     /// To all members of a Cluster.
     Cluster(ClusterConnection),
+}
+
+/// What commands were answered.
+pub(super) struct Answers {
+    /// In their order; a refused one is an error in its place.
+    pub(super) values: Vec<Value>,
+    /// Those that were to write something, and were refused.
+    pub(super) refused: Vec<Refused>,
+}
+
+/// A command that was refused.
+pub(super) struct Refused {
+    pub(super) command: String,
+    pub(super) key: String,
+    /// Whether that is because of what its key holds, and of nothing else.
+    pub(super) is_of_other_type: bool,
 }
 
 /// What takes messages as they come; must not block.
@@ -71,19 +90,28 @@ impl Connection {
     pub(super) async fn check(&mut self, place: &Place) -> RedisResult<()> {
         let is_master = matches!(place, Place::Sentinel { .. });
         let command = redis::cmd(if is_master { "ROLE" } else { "PING" });
-        let asked = self.ask(&command);
-        let answer = tokio::time::timeout(CONNECT, asked).await.unwrap_or_else(|_| Err(late()))?;
-        if !is_master {
-            return Ok(());
+        let answer = self.ask_in_time(&command).await?;
+        if is_master && role(&answer) != Some(b"master") {
+            return Err(failure("the server is no longer the master"));
         }
-        let role = match &answer {
-            Value::Array(parts) => parts.first(),
-            _ => None,
-        };
-        match role {
-            Some(Value::BulkString(role)) if role == b"master" => Ok(()),
-            _ => Err(failure("the server is no longer the master")),
+        Ok(())
+    }
+
+    /// Has the server refuse or carry out a write that changes nothing: one that takes none is of no use. What
+    /// it refuses for any other reason is told when that matters.
+    pub(super) async fn try_to_write(&mut self, nothing: &Cmd) -> RedisResult<()> {
+        match self.ask_in_time(nothing).await {
+            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly) => {
+                Err(failure("the server is a replica, which takes no writes; name its master"))
+            }
+            Err(error) if error.is_io_error() => Err(error),
+            _ => Ok(()),
         }
+    }
+
+    async fn ask_in_time(&mut self, command: &Cmd) -> RedisResult<Value> {
+        let asked = tokio::time::timeout(CONNECT, self.ask(command)).await;
+        asked.unwrap_or_else(|_| Err(late()))
     }
 
     /// Runs one command; a refusal is an error.
@@ -95,16 +123,26 @@ impl Connection {
         answer?.extract_error()
     }
 
-    /// Runs commands, and gives their answers in the same order; a refused one is an error in its place.
-    /// Those for the same key are run one after the other.
-    pub(super) async fn run_all(&mut self, commands: Vec<Cmd>) -> RedisResult<Vec<Value>> {
+    /// Runs commands. Those for the same key are run one after the other.
+    pub(super) async fn run_all(&mut self, commands: Vec<Cmd>) -> RedisResult<Answers> {
         match self {
             Self::One(connection, _) => {
                 let (pipeline, count) = pipelined(commands);
-                connection.req_packed_commands(&pipeline, 0, count).await
+                let values = connection.req_packed_commands(&pipeline, 0, count).await?;
+                let refused = refused_writes(&pipeline, &values);
+                Ok(Answers { values, refused })
             }
             Self::Cluster(connection) => by_key(connection, commands).await,
         }
+    }
+}
+
+/// What a server is, by its answer to `ROLE`.
+fn role(answer: &Value) -> Option<&[u8]> {
+    let Value::Array(parts) = answer else { return None };
+    match parts.first() {
+        Some(Value::BulkString(role)) => Some(role),
+        _ => None,
     }
 }
 
@@ -252,8 +290,9 @@ impl Lookout {
 
 /// Runs commands in a Cluster: those of each key as one pipeline, which goes where the key is and again
 /// if that has moved.
-async fn by_key(connection: &ClusterConnection, commands: Vec<Cmd>) -> RedisResult<Vec<Value>> {
-    let mut answers: Vec<Value> = commands.iter().map(|_| Value::Nil).collect();
+async fn by_key(connection: &ClusterConnection, commands: Vec<Cmd>) -> RedisResult<Answers> {
+    let values = commands.iter().map(|_| Value::Nil).collect();
+    let mut answers = Answers { values, refused: Vec::new() };
     let mut groups: Vec<(Vec<usize>, Vec<Cmd>)> = Vec::new();
     let mut of_key: std::collections::HashMap<Vec<u8>, usize> = std::collections::HashMap::new();
     for (index, command) in commands.into_iter().enumerate() {
@@ -273,26 +312,53 @@ async fn by_key(connection: &ClusterConnection, commands: Vec<Cmd>) -> RedisResu
             let mut connection = connection.clone();
             running.spawn(async move {
                 let (pipeline, count) = pipelined(commands);
-                connection.req_packed_commands(&pipeline, 0, count).await.map(|of| (indices, of))
+                let values = connection.req_packed_commands(&pipeline, 0, count).await?;
+                let refused = refused_writes(&pipeline, &values);
+                Ok::<_, RedisError>((indices, Answers { values, refused }))
             });
         }
         let Some(ended) = running.join_next().await else { return Ok(answers) };
         let (indices, of_group) = ended.map_err(|_| failure("a batch of commands panicked"))??;
-        for (index, answer) in indices.into_iter().zip(of_group) {
-            answers[index] = answer;
+        for (index, value) in indices.into_iter().zip(of_group.values) {
+            answers.values[index] = value;
         }
+        answers.refused.extend(of_group.refused);
+    }
+}
+
+/// The commands of a pipeline that were to write, and were refused.
+fn refused_writes(pipeline: &Pipeline, answers: &[Value]) -> Vec<Refused> {
+    let refused = pipeline.cmd_iter().zip(answers).filter_map(|(command, answer)| {
+        let Value::ServerError(_) = answer else { return None };
+        let name = word(command, 0);
+        let writes = WRITES.iter().any(|one| name.eq_ignore_ascii_case(one.as_bytes()));
+        writes.then(|| Refused {
+            command: String::from_utf8_lossy(name).into_owned(),
+            key: String::from_utf8_lossy(&key_of(command)).into_owned(),
+            is_of_other_type: is_of_other_type(answer),
+        })
+    });
+    refused.collect()
+}
+
+/// Whether a command was refused because its key holds something of another type: so it will be until
+/// somebody removes that, and is of no other key.
+pub(super) fn is_of_other_type(answer: &Value) -> bool {
+    matches!(answer, Value::ServerError(error) if error.code() == "WRONGTYPE")
+}
+
+fn word(command: &Cmd, index: usize) -> &[u8] {
+    match command.args_iter().nth(index) {
+        Some(redis::Arg::Simple(word)) => word,
+        _ => &[],
     }
 }
 
 /// The key of a command that has one; what has none is alike, and nothing.
 fn key_of(command: &Cmd) -> Vec<u8> {
-    let mut words = command.args_iter().map(|word| match word {
-        redis::Arg::Simple(word) => word.to_vec(),
-        _ => Vec::new(),
-    });
-    let name = words.next().unwrap_or_default();
+    let name = word(command, 0);
     let is_script = name.eq_ignore_ascii_case(b"EVAL") || name.eq_ignore_ascii_case(b"EVALSHA");
-    words.nth(if is_script { 2 } else { 0 }).unwrap_or_default()
+    word(command, if is_script { 3 } else { 1 }).to_vec()
 }
 
 fn late() -> RedisError {

@@ -31,6 +31,8 @@ pub struct Counts {
     pub lag: Gauge<f64, AtomicU64>,
     /// Commands that wrote connections and rooms.
     pub writes: Counter,
+    /// Commands that were to write anything, and that Redis refused.
+    pub refused_writes: Counter,
     /// The whole table written anew.
     pub rewrites: Counter,
     /// Dead proxies whose entries were removed.

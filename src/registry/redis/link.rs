@@ -3,22 +3,27 @@
 //! It is kept by [`Link::run`]: opened, looked after, and opened anew when it is lost. Lost is what ended,
 //! did not answer a command in time, or does not answer a PING within a second where nothing else was
 //! answered for one: a Redis that stands still is away after two seconds at most. So is a server that
-//! says it takes no writes, or none yet. Any other refusal is the answer of the command that was refused.
+//! says it takes no writes, or none yet, and it is asked at the beginning. Any other refusal is the answer of the command that was refused.
 //!
 //! Who runs a command while it is away is told at once. Attempts to connect follow each other ever more
-//! slowly, but never more than half a second apart: what comes back is found within a second.
+//! slowly, but never more than half a second apart: what comes back is found within a second. The log is
+//! told once that it is away, and again when the reason has become another; and that it answers, unless
+//! the last connection was lost at once.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use redis::{Cmd, ServerErrorKind, Value};
+use redis::{Cmd, RedisResult, ServerErrorKind, Value};
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
 use super::super::Unavailable;
-use super::connect::{Connection, Lookout, failure};
-use super::{Place, Settings};
+use super::super::names::Names;
+use super::connect::{Connection, Lookout, Refused, failure};
+use super::steps::command;
+use super::{Address, Counts, Place, Settings};
+use crate::observe::rate::{Allowed, allowed};
 use crate::random;
 
 /// How long there may be no answer before one is asked for.
@@ -26,15 +31,20 @@ const QUIET: Duration = Duration::from_secs(1);
 /// How long is waited before the first attempt after another, and at most.
 const PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+/// How long after one reason why it is away another may be logged.
+const OTHER_CAUSE: Duration = Duration::from_secs(10);
 /// A connection that lasts so long was a good one.
 pub(super) const STEADY: Duration = Duration::from_secs(5);
 
 /// Reaches Redis for commands, whatever is there.
 pub(super) struct Link {
     place: Place,
+    /// A write that changes nothing: no proxy has an empty id.
+    nothing: Cmd,
     now: Mutex<Now>,
     /// Which connection it is, from 1; 0: none.
     epoch: watch::Sender<u64>,
+    counts: Counts,
 }
 
 /// The connection as it is.
@@ -47,6 +57,22 @@ struct Now {
     was_answered: bool,
     /// Why the last one was lost, until somebody has read it.
     cause: Option<String>,
+}
+
+/// What the log was told of it.
+#[derive(Default)]
+struct Said {
+    /// Why it is away, and when that was said.
+    away: Option<(String, Instant)>,
+    /// Whether the last connection was lost at once.
+    was_brief: bool,
+}
+
+impl Said {
+    fn is_to_say(&self, cause: &str) -> bool {
+        let Some((said, at)) = &self.away else { return true };
+        said != cause && at.elapsed() > OTHER_CAUSE
+    }
 }
 
 /// The pauses between attempts: ever longer, never too long, and not the same for all proxies.
@@ -72,8 +98,14 @@ impl Pauses {
 }
 
 impl Link {
-    pub(super) fn new(settings: &Settings) -> Self {
-        Self { place: settings.place.clone(), now: Mutex::default(), epoch: watch::Sender::new(0) }
+    pub(super) fn new(settings: &Settings, names: &Names, counts: Counts) -> Self {
+        Self {
+            place: settings.place.clone(),
+            nothing: command("SREM", names.proxies(), ""),
+            now: Mutex::default(),
+            epoch: watch::Sender::new(0),
+            counts,
+        }
     }
 
     /// Whether there is a connection.
@@ -87,6 +119,18 @@ impl Link {
         self.epoch.subscribe()
     }
 
+    /// The server that is reached, or one of them.
+    pub(super) fn server(&self) -> Option<Address> {
+        match &self.lock().connection {
+            Some(Connection::One(_, address)) => Some(Address::clone(address)),
+            Some(Connection::Cluster(_)) => match &self.place {
+                Place::Cluster(members, _) => members.first().cloned(),
+                _ => None,
+            },
+            None => None,
+        }
+    }
+
     /// Whether channels are sharded.
     pub(super) fn is_sharded(&self) -> bool {
         matches!(self.place, Place::Cluster(..))
@@ -95,30 +139,50 @@ impl Link {
     /// Keeps a connection for as long as it is polled.
     pub(super) async fn run(&self) {
         let mut pauses = Pauses::default();
-        // One line says that it is away, however many attempts fail.
-        let mut is_told = false;
+        let mut said = Said::default();
         loop {
-            let cause = match Connection::open(&self.place, None).await {
+            let cause = match self.open().await {
                 Ok(connection) => {
-                    info!(redis = %self.place, "the registry answers");
                     let number = self.begin(connection.clone());
                     let began = Instant::now();
-                    self.look_after(connection, number).await;
-                    is_told = false;
+                    tokio::select! {
+                        () = self.look_after(connection, number) => {}
+                        never = self.say_that_it_answers(&mut said) => match never {},
+                    }
                     // One that is lost again at once is no reason for haste.
-                    if began.elapsed() > STEADY {
+                    said.was_brief = began.elapsed() <= STEADY;
+                    if !said.was_brief {
                         pauses = Pauses::default();
                     }
                     self.lock().cause.take().unwrap_or_default()
                 }
                 Err(error) => error.to_string(),
             };
-            if !is_told {
+            if said.is_to_say(&cause) {
                 warn!(redis = %self.place, error = cause, "the registry is away");
-                is_told = true;
+                said.away = Some((cause, Instant::now()));
             }
             pauses.pause().await;
         }
+    }
+
+    async fn open(&self) -> RedisResult<Connection> {
+        let mut connection = Connection::open(&self.place, None).await?;
+        // Of a Cluster the masters are found anyway.
+        if !self.is_sharded() {
+            connection.try_to_write(&self.nothing).await?;
+        }
+        Ok(connection)
+    }
+
+    /// Says so at once, or, where the connection before was brief, when this one is not.
+    async fn say_that_it_answers(&self, said: &mut Said) -> std::convert::Infallible {
+        if said.was_brief {
+            sleep(STEADY).await;
+        }
+        info!(redis = %self.place, "the registry answers");
+        said.away = None;
+        std::future::pending().await
     }
 
     fn begin(&self, connection: Connection) -> u64 {
@@ -196,16 +260,33 @@ impl Link {
         match answers {
             Ok(answers) => {
                 self.lock().was_answered = true;
-                if let Some(refusal) = answers.iter().find_map(of_no_use) {
+                answers.refused.iter().for_each(|refused| self.tell_of(refused));
+                if let Some(refusal) = answers.values.iter().find_map(of_no_use) {
                     self.lose(number, &refusal);
                 }
-                Ok(answers)
+                Ok(answers.values)
             }
             Err(error) => {
                 let error = error.to_string();
                 self.lose(number, &error);
                 Err(Unavailable::NoAnswer(error))
             }
+        }
+    }
+
+    fn tell_of(&self, refused: &Refused) {
+        self.counts.refused_writes.inc();
+        // Any other refusal is told of by whoever tries again.
+        if refused.is_of_other_type
+            && let Some(Allowed { suppressed }) = allowed!(1)
+        {
+            let Refused { command, key, .. } = refused;
+            warn!(
+                key,
+                command,
+                suppressed,
+                "a key of the registry holds something else; it is not written"
+            );
         }
     }
 

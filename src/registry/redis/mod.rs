@@ -4,17 +4,19 @@
 //! knows whether it is there. The parts: `place` says where it is, `connect` opens connections there;
 //! `link` has the one for commands, `subscriptions` the one for messages, and `groups` which groups
 //! need one; `shadow` writes down who owns what, out of what is `pending`, and rewrites (`rewrite`) it
-//! after a doubt; `presence` says that the proxy lives; `sweep` removes what dead proxies have left;
+//! after a doubt; `presence` says that the proxy lives, and where it is (`outside`); `sweep` removes what dead proxies have left;
 //! `ask` answers for others' connections; `placed` and `sessions` share where keys and sessions
-//! are, and what is drained.
+//! are, and what is drained, of which `drains` knows what holds.
 //!
 //! All of them run on the control runtime, in [`Redis::run`].
 
 mod ask;
 mod connect;
 mod counts;
+mod drains;
 mod groups;
 mod link;
+mod outside;
 mod pending;
 mod place;
 mod placed;
@@ -124,8 +126,8 @@ impl Redis {
     /// One that is away until it [runs](Self::run).
     pub fn new(settings: Settings, identity: Identity) -> Self {
         let names = Names::new(&settings.prefix);
-        let link = Link::new(&settings);
         let counts = Counts::default();
+        let link = Link::new(&settings, &names, counts.clone());
         Self {
             common: Arc::new(Common { settings, identity, names, link, times: TIMES }),
             subscriptions: Subscriptions::new(counts.clone()),

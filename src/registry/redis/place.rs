@@ -79,7 +79,7 @@ pub enum WrongUrl {
     TooMany,
     /// The user or the password can't be read.
     #[error(
-        "has a user or a password that is not percent-encoded text; write %40 for @, %2F for /, %3A for : in it"
+        "has a user or a password that is not percent-encoded text; write %25 for %, %40 for @, %2F for /, %3A for : in it"
     )]
     Login,
     /// A user without a password.
@@ -206,6 +206,12 @@ fn user_and_password(login: Option<&str>) -> Result<(Option<String>, Option<Secr
 }
 
 fn decoded(text: &str) -> Result<Cow<'_, str>, WrongUrl> {
+    let is_encoded = |behind: &str| {
+        behind.as_bytes().get(..2).is_some_and(|two| two.iter().all(u8::is_ascii_hexdigit))
+    };
+    if !text.split('%').skip(1).all(is_encoded) {
+        return Err(WrongUrl::Login);
+    }
     let decoded = percent_decode_str(text).decode_utf8().map_err(|_| WrongUrl::Login)?;
     if decoded.contains(char::is_control) { Err(WrongUrl::Login) } else { Ok(decoded) }
 }
@@ -401,6 +407,12 @@ mod tests {
             ("redis://user:@a", WrongUrl::NoPassword),
             ("redis://u:%ff@a", WrongUrl::Login),
             ("redis://u:%0d%0a@a", WrongUrl::Login),
+            ("redis://u:p%ss@a", WrongUrl::Login),
+            ("redis://u%4:p@a", WrongUrl::Login),
+            ("redis://u:p%@a", WrongUrl::Login),
+            ("redis://u:p%%40@a", WrongUrl::Login),
+            ("redis+sentinel://:p%zz@a/m", WrongUrl::Login),
+            ("redis+sentinel://a/m%zz", WrongUrl::Master),
             ("redis+sentinel://a", WrongUrl::Master),
             ("redis+sentinel://a/", WrongUrl::Master),
             ("redis+sentinel://a,/m", WrongUrl::Host),

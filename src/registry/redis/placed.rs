@@ -7,9 +7,10 @@
 //! ([`Placed::heard`]), and is read anew with each connection, and every now and then for whatever was
 //! missed. All of it goes through the same task, so that nothing old overtakes what is newer.
 //!
-//! A proxy writes its own fields and no others, `KEY@PROXY`, so nobody waits for anybody.
+//! A proxy writes its own fields and no others, `KEY@PROXY`, so nobody waits for anybody. What is made of
+//! the drains that are read is in [`drains`](super::drains).
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -18,11 +19,13 @@ use redis::{Cmd, Value};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::super::names::Told;
 use super::super::{Event, Truth, Unavailable};
 use super::Common;
+use super::connect::is_of_other_type;
+use super::drains::{Amends, Drains};
 use crate::observe::access_log::unix_millis;
 use crate::observe::rate::{Allowed, allowed};
 
@@ -40,6 +43,8 @@ const READ_DRAINS: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(500);
 /// How long an operator waits for a drain to be written down.
 const WRITE_WISH: Duration = Duration::from_secs(2);
+/// How long is remembered that a drain was undone, for proxies that stand still so long.
+const UNDONE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Fields that Redis is asked for at a time.
 const PAGE: usize = 1000;
 
@@ -59,9 +64,9 @@ pub(super) struct Placed {
     heard: mpsc::Sender<Heard>,
     /// Taken by the task.
     received: Mutex<Option<mpsc::Receiver<Heard>>>,
-    /// Drains asked for or taken back here that could not be written yet: pool and backend. As many at
-    /// most as there are backends.
-    wishes: Mutex<HashMap<(String, String), bool>>,
+    drains: Mutex<Drains>,
+    /// Of who writes a wish: what is wished last is written last.
+    turn: tokio::sync::Mutex<()>,
 }
 
 impl Default for Placed {
@@ -73,7 +78,8 @@ impl Default for Placed {
             is_missing: AtomicBool::new(false),
             heard,
             received: Mutex::new(Some(received)),
-            wishes: Mutex::default(),
+            drains: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
         }
     }
 }
@@ -99,7 +105,7 @@ struct Change<'a> {
     backend: Option<std::borrow::Cow<'a, str>>,
 }
 
-/// What stands in the hash of drains.
+/// What stands in the hashes of drains, and of those that were undone.
 #[derive(Serialize)]
 struct Wish<'a> {
     /// In Unix milliseconds.
@@ -142,8 +148,8 @@ impl Placed {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wishes(&self) -> MutexGuard<'_, HashMap<(String, String), bool>> {
-        self.wishes.lock().unwrap_or_else(PoisonError::into_inner)
+    fn drains(&self) -> MutexGuard<'_, Drains> {
+        self.drains.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) async fn run(
@@ -189,15 +195,35 @@ impl Placed {
         backend: &str,
         wanted: bool,
     ) -> Result<(), Unavailable> {
-        let which = (pool.to_owned(), backend.to_owned());
-        self.wishes().insert(which.clone(), wanted);
-        let written = timeout(WRITE_WISH, write_wish(common, pool, backend, wanted)).await;
-        written.map_err(|_| Unavailable::NoAnswer("in time".to_owned()))??;
-        let mut wishes = self.wishes();
-        if wishes.get(&which) == Some(&wanted) {
-            wishes.remove(&which);
+        self.drains().wish(pool, backend, wanted);
+        if self.write_wish(common, pool, backend, wanted).await? {
+            Ok(())
+        } else {
+            Err(Unavailable::NoAnswer("a key holds something of another type".to_owned()))
         }
-        Ok(())
+    }
+
+    /// Writes down a wish, unless another has come meanwhile. `false`: what is at its key does not let it.
+    async fn write_wish(
+        &self,
+        common: &Common,
+        pool: &str,
+        backend: &str,
+        wanted: bool,
+    ) -> Result<bool, Unavailable> {
+        let written = async {
+            let _turn = self.turn.lock().await;
+            if !self.drains().is_wished(pool, backend, wanted) {
+                return Ok(true);
+            }
+            let fits = write_wish(common, pool, backend, wanted).await?;
+            if fits {
+                self.drains().written(pool, backend, wanted);
+            }
+            Ok(fits)
+        };
+        let late = |_| Unavailable::NoAnswer("in time".to_owned());
+        timeout(WRITE_WISH, written).await.map_err(late)?
     }
 }
 
@@ -206,24 +232,38 @@ async fn is_over(epochs: &mut watch::Receiver<u64>, epoch: u64) {
     let _ = epochs.wait_for(|now| *now != epoch).await;
 }
 
+/// `false`: what is at a key does not let it.
 async fn write_wish(
     common: &Common,
     pool: &str,
     backend: &str,
     wanted: bool,
-) -> Result<(), Unavailable> {
-    let name = common.names.drain(pool);
-    let command = if wanted {
-        let since = unix_millis(SystemTime::now());
-        let wish = Wish { since, by: &common.identity.proxy };
+) -> Result<bool, Unavailable> {
+    let (asked, undone) = (common.names.drain(pool), common.names.undrained(pool));
+    let wish = wish(common);
+    // That it was undone goes first, and comes first; in a Cluster nothing else orders the two.
+    let (first, then) = if wanted {
         // Who asks again does not change since when it has been so.
-        command("HSETNX", &name, [backend, &json(&wish)])
+        (vec![command("HDEL", &undone, [backend])], command("HSETNX", &asked, [backend, &wish]))
     } else {
-        command("HDEL", &name, [backend])
+        let seconds = UNDONE.as_secs().to_string();
+        let remember = command("HSET", &undone, [backend, &wish]);
+        let expire = command("EXPIRE", &undone, [&seconds]);
+        (vec![remember, expire], command("HDEL", &asked, [backend]))
     };
-    all_well(&common.link.run_all(vec![command]).await?)?;
-    common.link.publish(&name, backend.as_bytes()).await?;
-    Ok(())
+    let mut fits = true;
+    for commands in [first, vec![then]] {
+        let answers = common.link.run_all(commands).await?;
+        all_well_where_it_fits(&answers)?;
+        fits &= !answers.iter().any(is_of_other_type);
+    }
+    common.link.publish(&asked, backend.as_bytes()).await?;
+    Ok(fits)
+}
+
+/// What is written of a drain that is asked for or undone now.
+fn wish(common: &Common) -> String {
+    json(&Wish { since: unix_millis(SystemTime::now()), by: &common.identity.proxy })
 }
 
 /// The task that writes and reads, while there is a connection.
@@ -240,8 +280,9 @@ impl Task<'_> {
         // What can't be written must not keep anything from being read.
         let written = self.write_wishes().await;
         self.read_all_drains().await?;
+        let amended = self.amend_drains().await;
         self.renew(true).await?;
-        written?;
+        written.and(amended)?;
         let mut pools = self.pools();
         let (mut drains, mut placed) = (Instant::now() + READ_DRAINS, Instant::now() + READ_PLACED);
         loop {
@@ -251,6 +292,7 @@ impl Task<'_> {
                     if self.placed.is_missing.swap(false, Ordering::AcqRel) {
                         self.renew(true).await?;
                         self.read_all_drains().await?;
+                        self.amend_drains().await?;
                     }
                     self.write_pending().await?;
                 }
@@ -258,6 +300,7 @@ impl Task<'_> {
                 () = sleep_until(drains) => {
                     self.write_wishes().await?;
                     self.read_all_drains().await?;
+                    self.amend_drains().await?;
                     if self.pools() != pools {
                         pools = self.pools();
                         self.renew(false).await?;
@@ -284,7 +327,10 @@ impl Task<'_> {
 
     async fn take(&self, told: Told, payload: &[u8]) -> Result<(), Unavailable> {
         match told {
-            Told::Drain(pool) => self.read_drains(&pool).await?,
+            Told::Drain(pool) => {
+                self.read_drains(&pool).await?;
+                self.amend_drains().await?;
+            }
             Told::Message(_) => {}
             Told::Placed(pool) => {
                 // What is no announcement is nobody's of ours.
@@ -368,6 +414,9 @@ impl Task<'_> {
         loop {
             let scan = command("HSCAN", name, [&cursor, "COUNT", &PAGE.to_string()]);
             let answers = self.common.link.run_all(vec![scan]).await?;
+            if answers.iter().any(is_of_other_type) {
+                return Ok(all);
+            }
             all_well(&answers)?;
             let page: (String, HashMap<Vec<u8>, Vec<u8>>) = answers
                 .into_iter()
@@ -423,18 +472,20 @@ impl Task<'_> {
             };
             // Others hear of it also where Redis takes no writes, but still passes messages on.
             self.common.link.publish(&name, json(&told).as_bytes()).await?;
-            all_well(&answers)?;
+            all_well_where_it_fits(&answers)?;
         }
         Ok(())
     }
 
     async fn write_wishes(&self) -> Result<(), Unavailable> {
-        let wishes: Vec<_> =
-            self.placed.wishes().iter().map(|(which, wanted)| (which.clone(), *wanted)).collect();
-        for ((pool, backend), wanted) in wishes {
-            self.placed.drain(self.common, &pool, &backend, wanted).await?;
+        let wishes = self.placed.drains().wishes();
+        // One that can't be written must not keep the others.
+        let mut all_written = Ok(());
+        for (pool, backend, wanted) in wishes {
+            let written = self.placed.write_wish(self.common, &pool, &backend, wanted).await;
+            all_written = all_written.and(written.map(drop));
         }
-        Ok(())
+        all_written
     }
 
     async fn read_all_drains(&self) -> Result<(), Unavailable> {
@@ -445,16 +496,38 @@ impl Task<'_> {
     }
 
     async fn read_drains(&self, pool: &str) -> Result<(), Unavailable> {
-        let fields = self.read_hash(&self.common.names.drain(pool)).await?;
-        let mut backends: Vec<String> = fields.into_keys().collect();
-        // What was asked for here holds here, written or not.
-        for ((of, backend), wanted) in &*self.placed.wishes() {
-            if of == pool {
-                backends.retain(|one| one != backend);
-                backends.extend(wanted.then(|| backend.clone()));
+        let names = &self.common.names;
+        // In this order: what is undone between the two is found in one of them at least.
+        let asked: BTreeSet<String> =
+            self.read_hash(&names.drain(pool)).await?.into_keys().collect();
+        let undone = self.read_hash(&names.undrained(pool)).await?.into_keys().collect();
+        let backends = self.placed.drains().read(pool, &asked, &undone);
+        self.emit(Event::Drains { pool: pool.to_owned(), backends }).await;
+        Ok(())
+    }
+
+    /// Writes back the drains that Redis has lost, and removes what is left there of those undone.
+    async fn amend_drains(&self) -> Result<(), Unavailable> {
+        let amends = self.placed.drains().amends();
+        for Amends { pool, lost, undone } in amends {
+            let name = self.common.names.drain(&pool);
+            let wish = wish(self.common);
+            let write = |backend: &String| command("HSETNX", &name, [backend, &wish]);
+            let answers = self.common.link.run_all(lost.iter().map(write).collect()).await?;
+            all_well_where_it_fits(&answers)?;
+            let remove = |backend: &String| command("HDEL", &name, [backend]);
+            let removed = self.common.link.run_all(undone.iter().map(remove).collect()).await?;
+            all_well_where_it_fits(&removed)?;
+            let written = answers.iter().filter(|answer| **answer == Value::Int(1)).count();
+            if written > 0 {
+                info!(
+                    pool,
+                    backends = written,
+                    "the registry has lost drains; they are there again"
+                );
+                self.common.link.publish(&name, b"").await?;
             }
         }
-        self.emit(Event::Drains { pool: pool.to_owned(), backends }).await;
         Ok(())
     }
 }
@@ -470,7 +543,16 @@ fn command<const COUNT: usize>(name: &str, key: &str, arguments: [&str; COUNT]) 
 
 /// An error if Redis has refused one of the commands.
 pub(super) fn all_well(answers: &[Value]) -> Result<(), Unavailable> {
-    let refused = answers.iter().find_map(|answer| match answer {
+    none_refused(answers.iter())
+}
+
+/// The same, but for what was refused because a key holds something of another type.
+fn all_well_where_it_fits(answers: &[Value]) -> Result<(), Unavailable> {
+    none_refused(answers.iter().filter(|answer| !is_of_other_type(answer)))
+}
+
+fn none_refused<'a>(mut answers: impl Iterator<Item = &'a Value>) -> Result<(), Unavailable> {
+    let refused = answers.find_map(|answer| match answer {
         Value::ServerError(error) => Some(format!("{error:?}")),
         _ => None,
     });

@@ -6,6 +6,7 @@
 //! all is written once more.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use redis::Cmd;
@@ -17,7 +18,7 @@ use super::super::{Truth, Unavailable};
 use super::placed::Placed;
 use super::shadow::Ledger;
 use super::steps::{ask, carry_out, command, one, read};
-use super::{Common, sweep};
+use super::{Common, outside, sweep};
 
 /// What stands before the name of a pool in the field of its ring.
 pub(super) const RING: &str = "ring:";
@@ -34,6 +35,7 @@ pub(super) async fn keep(common: &Common, ledger: &Ledger, truth: &dyn Truth, pl
         placed,
         started: SystemTime::now(),
         written: Fields::new(),
+        admin: None,
         again: None,
         was_there: false,
     };
@@ -74,6 +76,8 @@ struct Presence<'a> {
     started: SystemTime,
     /// What the hash has, as far as it is known.
     written: Fields,
+    /// Where the admin API is bound, and where others reach it.
+    admin: Option<(SocketAddr, SocketAddr)>,
     /// When all is to be written once more.
     again: Option<Instant>,
     /// Whether it was announced before.
@@ -128,7 +132,9 @@ impl Presence<'_> {
     async fn announce(&mut self, epoch: u64) -> Result<(), Unavailable> {
         let Common { names, identity, times, .. } = self.common;
         let key = names.proxy(&identity.proxy);
-        let fields = self.fields(epoch);
+        // By another way than before, maybe.
+        self.admin = None;
+        let fields = self.fields(epoch).await;
         let mut commands = vec![self.expire(), set(&key, &fields), self.expire()];
         commands.push(command("SADD", names.proxies(), &*identity.proxy));
         commands.extend(forget(&key, &self.written, &fields));
@@ -148,7 +154,7 @@ impl Presence<'_> {
         if !ask::<bool>(link, self.expire()).await? {
             return Ok(false);
         }
-        let fields = self.fields(epoch);
+        let fields = self.fields(epoch).await;
         if fields == self.written {
             return Ok(true);
         }
@@ -171,7 +177,7 @@ impl Presence<'_> {
         command("EXPIRE", names.proxy(&identity.proxy), times.life.as_secs())
     }
 
-    fn fields(&self, epoch: u64) -> Fields {
+    async fn fields(&mut self, epoch: u64) -> Fields {
         let started = self.started.duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut fields = Fields::from([
             ("name".to_owned(), self.common.identity.name.clone()),
@@ -180,10 +186,28 @@ impl Presence<'_> {
             ("connections".to_owned(), self.truth.connections().to_string()),
             ("epoch".to_owned(), epoch.to_string()),
         ]);
-        fields.extend(self.truth.admin().map(|admin| ("admin".to_owned(), admin)));
+        if let Some(admin) = self.admin().await {
+            fields.insert("admin".to_owned(), admin.to_string());
+        }
         let rings = self.truth.rings().into_iter();
         fields.extend(rings.map(|(pool, ring)| (format!("{RING}{pool}"), ring)));
         fields
+    }
+
+    /// Where others reach the admin API; found out anew where that is bound elsewhere than before.
+    async fn admin(&mut self) -> Option<SocketAddr> {
+        let bound = self.truth.admin()?;
+        if let Some((known, reached)) = self.admin
+            && known == bound
+        {
+            return Some(reached);
+        }
+        let reached = match self.common.link.server() {
+            Some(redis) => outside::reached_at(bound, &redis).await,
+            None => bound,
+        };
+        self.admin = Some((bound, reached));
+        Some(reached)
     }
 }
 

@@ -18,7 +18,7 @@ use super::super::{Truth, Unavailable};
 use super::Common;
 use super::pending::{Pending, gone};
 use super::shadow::Ledger;
-use super::steps::{carry_out, command, read};
+use super::steps::{carry_out_where_it_fits, command, read};
 use super::{record, sweep};
 
 /// Connections, or rooms, that are read or written at a time.
@@ -108,10 +108,10 @@ async fn remove(
         let ask = part.iter().map(|rest| {
             command("HGET", common.names.owns(proxy, shard(rest)), format!("{proxy}.{rest}"))
         });
-        let found = carry_out(&common.link, ask.collect()).await?;
+        let found = carry_out_where_it_fits(&common.link, ask.collect()).await?;
         let mut steps = common.own_steps();
         for (rest, json) in part.iter().zip(found) {
-            let json: Option<Vec<u8>> = read(json)?;
+            let json: Option<Vec<u8>> = json.map_or(Ok(None), read)?;
             let record = json.and_then(|json| record::decode(&json));
             steps.remove(rest, &record.and_then(gone));
         }

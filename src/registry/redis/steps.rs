@@ -8,6 +8,7 @@ use redis::{Cmd, Value};
 
 use super::super::names::{Names, shard};
 use super::super::{Record, Unavailable};
+use super::connect::is_of_other_type;
 use super::link::Link;
 use super::pending::{Batch, Gone};
 use super::record;
@@ -87,7 +88,7 @@ impl<'a> Steps<'a> {
         // The next begin when these are done: in a Cluster nothing else orders them.
         for commands in [self.first, self.records, self.gone, self.last] {
             count += commands.len();
-            carry_out(link, commands).await?;
+            carry_out_where_it_fits(link, commands).await?;
         }
         Ok(count)
     }
@@ -100,18 +101,31 @@ impl<'a> Steps<'a> {
 /// Runs commands, some at a time, and gives their answers.
 ///
 /// One that was refused makes the whole an error.
-pub(super) async fn carry_out(
+pub(super) async fn carry_out(link: &Link, commands: Vec<Cmd>) -> Result<Vec<Value>, Unavailable> {
+    let answers = carry_out_where_it_fits(link, commands).await?.into_iter();
+    let other_type = || Unavailable::NoAnswer("a key holds something of another type".to_owned());
+    answers.map(|answer| answer.ok_or_else(other_type)).collect()
+}
+
+/// Runs commands, some at a time. One whose key holds something of another type has no answer, and is
+/// passed over: to try all again would not help, and the rest is as good as without it.
+///
+/// One that was refused for anything else makes the whole an error.
+pub(super) async fn carry_out_where_it_fits(
     link: &Link,
     mut commands: Vec<Cmd>,
-) -> Result<Vec<Value>, Unavailable> {
+) -> Result<Vec<Option<Value>>, Unavailable> {
     let mut answers = Vec::with_capacity(commands.len());
     while !commands.is_empty() {
         let rest = commands.split_off(commands.len().min(BATCH));
         for answer in link.run_all(commands).await? {
-            if let Value::ServerError(refusal) = answer {
-                return Err(Unavailable::NoAnswer(format!("{refusal:?}")));
-            }
-            answers.push(answer);
+            answers.push(match answer {
+                answer if is_of_other_type(&answer) => None,
+                Value::ServerError(refusal) => {
+                    return Err(Unavailable::NoAnswer(format!("{refusal:?}")));
+                }
+                answer => Some(answer),
+            });
         }
         commands = rest;
     }

@@ -18,7 +18,7 @@ use super::link::Link;
 use super::pending::gone;
 use super::presence::RING;
 use super::shadow::Ledger;
-use super::steps::{Steps, ask, carry_out, command, one, read};
+use super::steps::{Steps, ask, carry_out, carry_out_where_it_fits, command, one, read};
 use super::{Common, record};
 use crate::observe::rate::{Allowed, allowed};
 
@@ -62,9 +62,11 @@ async fn look(common: &Common, ledger: &Ledger, truth: &dyn Truth) -> Result<(),
     }
     let others: Vec<String> = all.into_iter().filter(|proxy| proxy != own).collect();
     let hashes = others.iter().map(|proxy| one("HGETALL", &names.proxy(proxy)));
-    let hashes = carry_out(link, hashes.collect()).await?;
+    let hashes = carry_out_where_it_fits(link, hashes.collect()).await?;
     let (mut peers, mut dead) = (Vec::new(), Vec::new());
     for (proxy, hash) in others.into_iter().zip(hashes) {
+        // Where it is no hash nobody can tell whether the proxy lives.
+        let Some(hash) = hash else { continue };
         let fields: HashMap<String, String> = read(hash)?;
         if fields.is_empty() { dead.push(proxy) } else { peers.push(peer(proxy, fields)) }
     }
@@ -243,7 +245,7 @@ async fn clear_placed(
 /// A field of a hash, and its value.
 pub(super) type Row = (Vec<u8>, Vec<u8>);
 
-/// Some fields of a hash, and from where to go on; 0: nothing follows.
+/// Some fields of a hash, and from where to go on; 0: nothing follows. What is no hash has none.
 pub(super) async fn scan(
     link: &Link,
     key: &str,
@@ -251,7 +253,8 @@ pub(super) async fn scan(
 ) -> Result<(u64, Vec<Row>), Unavailable> {
     let mut scan = command("HSCAN", key.to_owned(), cursor);
     scan.arg("COUNT").arg(PART);
-    ask(link, scan).await
+    let answer = carry_out_where_it_fits(link, vec![scan]).await?.pop().flatten();
+    answer.map_or_else(|| Ok((0, Vec::new())), read)
 }
 
 /// What stands behind the dot in the id of a connection of a proxy.
