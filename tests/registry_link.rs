@@ -306,12 +306,45 @@ fn a_replica_is_no_registry_and_the_log_says_so_once() {
     assert_eq!(lines("the registry answers"), 1);
 }
 
+/// The options of a registry in a Cluster.
+fn members(masters: &[Redis]) -> String {
+    let members: Vec<String> =
+        masters.iter().map(|master| format!("\"{}\"", master.url())).collect();
+    format!("cluster = [{}]\njoin_wait = \"2s\"", members.join(", "))
+}
+
+/// Publishes a text to a key in a Cluster; only the member that has the slot takes it.
+fn publish_in(masters: &[Redis], key: &str, message: &str) -> Option<i64> {
+    masters.iter().find_map(|master| {
+        match master.client().ask(&["SPUBLISH", &of_key(key), &text(message)]) {
+            Answer::Number(reached) => Some(reached),
+            _ => None,
+        }
+    })
+}
+
+/// The slots of the first member that are in use, by its keys or by the channels of these.
+fn slots_in_use(first: &Redis, keys: impl Iterator<Item = String>) -> Vec<i64> {
+    let mut first = first.client();
+    let Answer::List(names) = first.ask(&["KEYS", "*"]) else { panic!() };
+    let names = names.into_iter().map(|name| match name {
+        Answer::Text(name) => name,
+        other => panic!("{other:?}"),
+    });
+    let mut slots: Vec<i64> = names
+        .chain(keys.map(|key| of_key(&key)))
+        .map(|name| first.ask(&["CLUSTER", "KEYSLOT", &name]).number())
+        .filter(|slot| *slot < 16_384 / 3)
+        .collect();
+    slots.sort_unstable();
+    slots.dedup();
+    slots
+}
+
 #[test]
 fn in_a_cluster_messages_go_by_shards() {
     let masters = cluster(3);
-    let members: Vec<String> =
-        masters.iter().map(|master| format!("\"{}\"", master.url())).collect();
-    let registry = format!("cluster = [{}]\njoin_wait = \"2s\"", members.join(", "));
+    let registry = members(&masters);
     let (backend, handed) = Scripted::opening();
     let proxies = [(); 2].map(|()| proxy(backend.address, &registry));
     // So many that every shard has some.
@@ -321,16 +354,7 @@ fn in_a_cluster_messages_go_by_shards() {
             let client = ws::open(proxies[index].address, &format!("/?room={key}"));
             (client, handed.next())
         });
-        let channel = of_key(&key);
-        let message = text(&key);
-        // Only the member that has the slot takes it.
-        let reached = masters.iter().find_map(|master| {
-            match master.client().ask(&["SPUBLISH", &channel, &message]) {
-                Answer::Number(reached) => Some(reached),
-                _ => None,
-            }
-        });
-        assert_eq!(reached, Some(2), "{key}");
+        assert_eq!(publish_in(&masters, &key, &key), Some(2), "{key}");
         clients.iter().for_each(|(client, _)| client.expect_text(&key));
     }
 }
@@ -339,9 +363,7 @@ fn in_a_cluster_messages_go_by_shards() {
 fn slots_that_move_in_a_cluster_take_nothing_along_for_good() {
     const KEYS: usize = 24;
     let masters = cluster(3);
-    let members: Vec<String> =
-        masters.iter().map(|master| format!("\"{}\"", master.url())).collect();
-    let registry = format!("cluster = [{}]\njoin_wait = \"2s\"", members.join(", "));
+    let registry = members(&masters);
     let (backend, handed) = Scripted::opening();
     let [proxy, other] = [(); 2].map(|()| proxy(backend.address, &registry));
     let open = |number: usize| {
@@ -349,15 +371,7 @@ fn slots_that_move_in_a_cluster_take_nothing_along_for_good() {
         (ws::open(proxy.address, &format!("/?room={key}")), handed.next(), key)
     };
     let mut clients: Vec<_> = (0..KEYS).map(open).collect();
-    // Only the member that has the slot takes it.
-    let publish = |key: &str, message: &str| {
-        masters.iter().find_map(|master| {
-            match master.client().ask(&["SPUBLISH", &of_key(key), &text(message)]) {
-                Answer::Number(reached) => Some(reached),
-                _ => None,
-            }
-        })
-    };
+    let publish = |key: &str, message: &str| publish_in(&masters, key, message);
     let known = |number: usize| {
         let path = format!("/v1/connections?pool=pool&key=k{number}");
         let page = get(other.admin, &path);
@@ -367,20 +381,7 @@ fn slots_that_move_in_a_cluster_take_nothing_along_for_good() {
     eventually("the other knows all", || (0..KEYS).all(|key| known(key) == 1).then_some(()));
 
     // The first gives away every slot of it that is in use.
-    let mut first = masters[0].client();
-    let Answer::List(names) = first.ask(&["KEYS", "*"]) else { panic!() };
-    let names = names.into_iter().map(|name| match name {
-        Answer::Text(name) => name,
-        other => panic!("{other:?}"),
-    });
-    let channels = (0..KEYS).map(|number| of_key(&format!("k{number}")));
-    let mut slots: Vec<i64> = names
-        .chain(channels)
-        .map(|name| first.ask(&["CLUSTER", "KEYSLOT", &name]).number())
-        .filter(|slot| *slot < 16_384 / 3)
-        .collect();
-    slots.sort_unstable();
-    slots.dedup();
+    let slots = slots_in_use(&masters[0], (0..KEYS).map(|number| format!("k{number}")));
     assert!(slots.len() > KEYS / 4, "{}", slots.len());
     for (index, slot) in slots.iter().enumerate() {
         move_slot(&masters, 0, 1 + index % 2, *slot);
