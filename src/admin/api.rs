@@ -157,7 +157,7 @@ struct DrainView {
     by: Vec<&'static str>,
     /// Times are in Unix milliseconds.
     since: u64,
-    /// Keys, sessions and connections of their own that were there.
+    /// Keys, sessions and connections of their own that this proxy had there.
     total: usize,
     /// Of those, the ones whose turn has not come.
     left: usize,

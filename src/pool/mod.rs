@@ -44,6 +44,7 @@ pub mod sessions;
 pub mod spacing;
 mod table;
 pub mod tls;
+pub mod turns;
 pub mod verdict;
 mod websocket_check;
 

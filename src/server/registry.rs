@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -15,9 +15,10 @@ use crate::fleet::{Fleet, PublishError, Query, Row};
 use crate::observe::access_log::unix_millis;
 use crate::observe::rate::{Allowed, allowed};
 use crate::pool::Pool;
+use crate::pool::drain::Asked;
 use crate::publish::Audience;
 use crate::registry::redis::Redis;
-use crate::registry::{Boxed, Channel, Event, Group, Page, Record, Registry, Truth};
+use crate::registry::{Boxed, Channel, Event, Group, Page, Record, Registry, Truth, Wanted};
 use crate::ws::connection::Serial;
 use crate::ws::rooms::Room;
 
@@ -118,10 +119,19 @@ async fn follow(
                 }
             }
             Event::Drains { pool, backends } => {
-                of_name(&fleet, &pool, |pool| pool.drain_only(&backends));
+                let all: Vec<Asked> = backends.into_iter().map(asked).collect();
+                of_name(&fleet, &pool, |pool| pool.drain_only(&all));
             }
         }
     }
+}
+
+/// A drain as others say. What is told at this moment begins now: their clocks may be others.
+fn asked(wanted: Wanted) -> Asked {
+    let Wanted { backend, since, is_news } = wanted;
+    let old = since.filter(|_| !is_news);
+    let age = old.and_then(|since| SystemTime::now().duration_since(since).ok());
+    Asked { backend, since, age: age.unwrap_or_default() }
 }
 
 /// Has the sessions that are used be remembered on, one after the other: a registry that is slow or

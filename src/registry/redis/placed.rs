@@ -12,7 +12,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use redis::{Cmd, Value};
 use serde::{Deserialize, Serialize};
@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::warn;
 
 use super::super::names::Told;
-use super::super::{Event, Truth, Unavailable};
+use super::super::{Event, Truth, Unavailable, Wanted};
 use super::Common;
 use crate::observe::access_log::unix_millis;
 use crate::observe::rate::{Allowed, allowed};
@@ -100,7 +100,7 @@ struct Change<'a> {
 }
 
 /// What stands in the hash of drains.
-#[derive(Serialize)]
+#[derive(Deserialize, Serialize)]
 struct Wish<'a> {
     /// In Unix milliseconds.
     since: u64,
@@ -284,7 +284,7 @@ impl Task<'_> {
 
     async fn take(&self, told: Told, payload: &[u8]) -> Result<(), Unavailable> {
         match told {
-            Told::Drain(pool) => self.read_drains(&pool).await?,
+            Told::Drain(pool) => self.read_drains(&pool, payload).await?,
             Told::Message(_) => {}
             Told::Placed(pool) => {
                 // What is no announcement is nobody's of ours.
@@ -439,14 +439,15 @@ impl Task<'_> {
 
     async fn read_all_drains(&self) -> Result<(), Unavailable> {
         for pool in self.pools() {
-            self.read_drains(&pool).await?;
+            self.read_drains(&pool, b"").await?;
         }
         Ok(())
     }
 
-    async fn read_drains(&self, pool: &str) -> Result<(), Unavailable> {
+    /// `news`: the backend that somebody has just spoken of.
+    async fn read_drains(&self, pool: &str, news: &[u8]) -> Result<(), Unavailable> {
         let fields = self.read_hash(&self.common.names.drain(pool)).await?;
-        let mut backends: Vec<String> = fields.into_keys().collect();
+        let mut backends: Vec<String> = fields.keys().cloned().collect();
         // What was asked for here holds here, written or not.
         for ((of, backend), wanted) in &*self.placed.wishes() {
             if of == pool {
@@ -454,9 +455,21 @@ impl Task<'_> {
                 backends.extend(wanted.then(|| backend.clone()));
             }
         }
+        let wanted = |backend: String| Wanted {
+            since: fields.get(&backend).and_then(|wish| since(wish)),
+            is_news: backend.as_bytes() == news,
+            backend,
+        };
+        let backends = backends.into_iter().map(wanted).collect();
         self.emit(Event::Drains { pool: pool.to_owned(), backends }).await;
         Ok(())
     }
+}
+
+/// Since when it is wished, if that is written as it should be.
+fn since(wish: &str) -> Option<SystemTime> {
+    let Wish { since, .. } = serde_json::from_str(wish).ok()?;
+    UNIX_EPOCH.checked_add(Duration::from_millis(since))
 }
 
 fn command<const COUNT: usize>(name: &str, key: &str, arguments: [&str; COUNT]) -> Cmd {

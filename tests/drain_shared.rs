@@ -1,0 +1,162 @@
+//! Proxies that share a registry drain a backend as one.
+
+#![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
+
+mod support;
+
+use std::num::NonZeroU32;
+use std::process::Command;
+use std::thread::spawn;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+use steadfast::pool::ring::Ring;
+use support::named::{Named, addresses};
+use support::ws::{self, CLOSE, Ws};
+use support::{Proxy, RedisServer, config, eventually};
+
+const SPAN: Duration = Duration::from_secs(4);
+const SPAN_OF_POOL: (&str, &str) = ("pool", "drain_timeout = \"4s\"");
+
+fn shared(backends: &[Named], redis: &RedisServer, more: &[(&str, &str)]) -> String {
+    let more = [&[SPAN_OF_POOL], more].concat();
+    config(&addresses(backends), &more) + &format!("\n[registry]\nurl = \"{}\"\n", redis.url())
+}
+
+/// Rooms whose home is `a`, one of `a` and `b`.
+fn rooms_of_a() -> impl Iterator<Item = String> {
+    let ring = Ring::new(["a", "b"].map(|id| (id, NonZeroU32::MIN)));
+    let rooms = (0..).map(|number| format!("room-{number}"));
+    rooms.filter(move |room| ring.owner(room.as_bytes()) == Some(0))
+}
+
+/// A connection, and the backend that greeted it.
+#[track_caller]
+fn join(proxy: &Proxy, room: &str) -> (Ws, String) {
+    let client = ws::open(proxy.address, &format!("/?room={room}"));
+    let greeting = client.read().text();
+    (client, greeting)
+}
+
+/// Waits for the Close of a drain, and answers it; when that was.
+fn closed(client: &Ws) -> Instant {
+    let code = loop {
+        let frame = client.read();
+        if frame.opcode == CLOSE {
+            break frame.close().0;
+        }
+    };
+    let at = Instant::now();
+    assert_eq!(code, 1012);
+    client.send_close(1012, "");
+    at
+}
+
+fn ask_redis(redis: &RedisServer, command: &[&str]) -> String {
+    let port = redis.port.to_string();
+    let answer = Command::new("redis-cli").args(["-p", &port]).args(command).output().unwrap();
+    String::from_utf8(answer.stdout).unwrap().trim().to_owned()
+}
+
+fn view(proxy: &Proxy) -> Value {
+    let pools = proxy.json("/v1/pools");
+    let backends = pools["pools"][0]["backends"].as_array().unwrap();
+    backends.iter().find(|one| one["id"] == "a").unwrap().clone()
+}
+
+#[track_caller]
+fn drain(proxy: &Proxy) -> Value {
+    let (status, answer) = proxy.post("/v1/pools/pool/backends/a/drain", "");
+    assert_eq!(status, 200, "{answer}");
+    answer
+}
+
+#[test]
+fn a_key_is_closed_by_all_proxies_at_once_and_its_clients_are_closed_once() {
+    let redis = RedisServer::start();
+    let backends = ["a", "b"].map(Named::start);
+    let settings = shared(&backends, &redis, &[]);
+    let proxies = [(); 2].map(|()| Proxy::start(&settings));
+    // Some rooms are at one proxy alone, so that their lines differ.
+    let rooms: Vec<String> = rooms_of_a().take(24).collect();
+    let mut members = Vec::new();
+    for (number, room) in rooms.iter().enumerate() {
+        for (at, proxy) in proxies.iter().enumerate().filter(|(at, _)| number % 4 > 0 || *at == 0) {
+            let (client, greeting) = join(proxy, room);
+            assert_eq!(greeting, "a");
+            members.push((room.clone(), client, proxies[1 - at].address));
+        }
+    }
+    let began = Instant::now();
+    drain(&proxies[0]);
+    let leave = |(room, client, other): (String, Ws, _)| {
+        spawn(move || {
+            let at = closed(&client);
+            // At once, through the other proxy.
+            let again = ws::open(other, &format!("/?room={room}")).read().text();
+            (room, at, again)
+        })
+    };
+    let leaving: Vec<_> = members.into_iter().map(leave).collect();
+    let left: Vec<_> = leaving.into_iter().map(|member| member.join().unwrap()).collect();
+    let twice: Vec<_> = left.iter().filter(|(.., again)| again == "a").collect();
+    assert!(twice.is_empty(), "they would be closed once more: {twice:?}");
+    for room in &rooms {
+        let times = left.iter().filter(|(of, ..)| of == room).map(|(_, at, _)| *at);
+        let (first, last) = (times.clone().min().unwrap(), times.max().unwrap());
+        assert!(last - first < SPAN / 8, "{room}: {:?}", last - first);
+    }
+    let late = left.iter().filter(|(_, at, _)| *at - began > SPAN / 2).count();
+    assert!((left.len() / 5..left.len() / 5 * 4).contains(&late), "{late} in the second half");
+}
+
+#[test]
+fn who_hears_late_joins_the_drain_where_it_is() {
+    let redis = RedisServer::start();
+    let backends = ["a", "b"].map(Named::start);
+    let settings = shared(&backends, &redis, &[]);
+    let proxy = Proxy::start(&settings);
+    let members: Vec<Ws> = rooms_of_a().take(20).map(|room| join(&proxy, &room).0).collect();
+    proxy.wait_for_metric("steadfast_registry_up", &[], 1.0);
+    // It began an hour ago, and all turns were missed.
+    let ago = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() - Duration::from_secs(3600);
+    let since = u64::try_from(ago.as_millis()).unwrap();
+    let wish = json!({ "since": since, "by": "another" }).to_string();
+    ask_redis(&redis, &["HSET", "steadfast:drain:pool", "a", &wish]);
+    let began = Instant::now();
+    ask_redis(&redis, &["PUBLISH", "steadfast:drain:pool", ""]);
+    let leaving = members.into_iter().map(|client| spawn(move || closed(&client)));
+    let leaving: Vec<_> = leaving.collect();
+    let times: Vec<_> = leaving.into_iter().map(|member| member.join().unwrap() - began).collect();
+    let (first, last) = (times.iter().min().unwrap(), times.iter().max().unwrap());
+    assert!(*last < SPAN / 2, "it did not begin anew: {times:?}");
+    assert!(*last - *first > SPAN / 8, "nor all at once: {times:?}");
+    for proxy in [proxy, Proxy::start(&settings)] {
+        assert_eq!(view(&proxy)["drain"]["since"], since);
+    }
+}
+
+#[test]
+fn since_when_it_is_drained_all_proxies_agree() {
+    let redis = RedisServer::start();
+    let backends = ["a", "b"].map(Named::start);
+    let settings = shared(&backends, &redis, &[]);
+    let proxies = [(); 2].map(|()| Proxy::start(&settings));
+    drain(&proxies[0]);
+    let written: Value =
+        serde_json::from_str(&ask_redis(&redis, &["HGET", "steadfast:drain:pool", "a"])).unwrap();
+    let late = Proxy::start(&settings);
+    for proxy in [&proxies[0], &proxies[1], &late] {
+        eventually("it says what is written", || {
+            (view(proxy)["drain"]["since"] == written["since"]).then_some(())
+        });
+    }
+}
+
+const POLLING: &str = "/socket.io/?EIO=4&transport=polling";
+
+fn open_session(proxy: &Proxy) -> String {
+    let packet = get(proxy.address, POLLING).text();
+    let packet: Value = serde_json::from_str(packet.strip_prefix('0').unwrap()).unwrap();
+    packet["sid"].as_str().unwrap().to_owned()
+}
