@@ -6,11 +6,12 @@ mod support;
 
 use std::num::NonZeroU32;
 use std::process::Command;
-use std::thread::spawn;
+use std::thread::{sleep, spawn};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 use steadfast::pool::ring::Ring;
+use support::http::get;
 use support::named::{Named, addresses};
 use support::ws::{self, CLOSE, Ws};
 use support::{Proxy, RedisServer, config, eventually};
@@ -159,4 +160,44 @@ fn open_session(proxy: &Proxy) -> String {
     let packet = get(proxy.address, POLLING).text();
     let packet: Value = serde_json::from_str(packet.strip_prefix('0').unwrap()).unwrap();
     packet["sid"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_learnt_session_ends_for_all_proxies_when_its_turn_comes() {
+    let redis = RedisServer::start();
+    let backends = ["a", "b"].map(Named::start);
+    let settings = shared(&backends, &redis, &[("route", "learn = \"socketio\"")]);
+    let settings = settings.replace("key = \"query:room\"\n", "");
+    let proxies = [(); 2].map(|()| Proxy::start(&settings));
+    let sessions: Vec<String> = (0..40).map(|_| open_session(&proxies[0])).collect();
+    let of_a: Vec<&String> = sessions.iter().filter(|session| session.starts_with("a-")).collect();
+    let at = |proxy: &Proxy, id: &str| get(proxy.address, &format!("{POLLING}&sid={id}")).text();
+    // Half of them are known to both.
+    for session in &of_a[..of_a.len() / 2] {
+        assert_eq!(at(&proxies[1], session), "a");
+    }
+    let kept = || {
+        let of_a = of_a.iter().filter(|id| {
+            ask_redis(&redis, &["EXISTS", &format!("steadfast:session:pool/{id}")]) == "1"
+        });
+        of_a.count()
+    };
+    eventually("all are written", || (kept() == of_a.len()).then_some(()));
+    drain(&proxies[0]);
+    let staying = of_a.iter().filter(|session| at(&proxies[1], session) == "a").count();
+    assert!(staying > of_a.len() / 2, "their turn has not come: {staying} of {}", of_a.len());
+    eventually("all are over", || {
+        let is_over = |id: &&String| proxies.iter().all(|proxy| at(proxy, id) == "b");
+        of_a.iter().all(is_over).then_some(())
+    });
+    eventually("they are gone from the registry", || (kept() == 0).then_some(()));
+    // Whoever still asks does not bring one back.
+    for _ in 0..5 {
+        assert!(of_a.iter().all(|id| proxies.iter().all(|proxy| at(proxy, id) == "b")));
+        assert_eq!(kept(), 0);
+        sleep(Duration::from_millis(100));
+    }
+    // Those of the other backend are as they were.
+    let others = sessions.iter().filter(|session| session.starts_with("b-"));
+    others.for_each(|id| assert_eq!(at(&proxies[1], id), "b"));
 }

@@ -291,6 +291,13 @@ pub trait Others: Send + Sync {
         backend: &str,
         life: Duration,
     ) -> Boxed<'_, Result<(), Unavailable>>;
+    /// Forgets sessions, as far as they are remembered to be that backend's.
+    fn forget_sessions(
+        &self,
+        pool: &str,
+        ids: &[Arc<str>],
+        backend: &str,
+    ) -> Boxed<'_, Result<(), Unavailable>>;
 }
 
 #[cfg(test)]

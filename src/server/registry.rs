@@ -3,7 +3,7 @@
 //! One task runs the registry, another does what its [`Event`]s say, one after the other: so what one
 //! publisher sends to one channel stays in its order. Both are on the control runtime.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -135,7 +135,8 @@ fn asked(wanted: Wanted) -> Asked {
 }
 
 /// Has the sessions that are used be remembered on, one after the other: a registry that is slow or
-/// away holds up nothing but this.
+/// away holds up nothing but this. And has those be forgotten that a drain has ended, behind whatever was
+/// written of them before.
 async fn renew_sessions(fleet: Arc<Fleet>) {
     loop {
         tokio::time::sleep(RENEWALS).await;
@@ -145,6 +146,14 @@ async fn renew_sessions(fleet: Arc<Fleet>) {
             // What is due while the registry is away is written after it is used next.
             for (id, backend, life) in pool.sessions().take_due(SESSIONS_RENEWED) {
                 let _ = others.keep_session(pool.name(), &id, backend.id(), life).await;
+            }
+            let mut forgotten: HashMap<Arc<str>, Vec<Arc<str>>> = HashMap::new();
+            for (id, backend) in pool.sessions().take_forgotten() {
+                forgotten.entry(backend.shared_id()).or_default().push(id);
+            }
+            for (backend, ids) in forgotten {
+                // What can't be removed expires there, and others know by its turn that it is over.
+                let _ = others.forget_sessions(pool.name(), &ids, &backend).await;
             }
         }
     }
