@@ -201,3 +201,29 @@ fn a_learnt_session_ends_for_all_proxies_when_its_turn_comes() {
     let others = sessions.iter().filter(|session| session.starts_with("b-"));
     others.for_each(|id| assert_eq!(at(&proxies[1], id), "b"));
 }
+
+#[test]
+fn a_drain_is_waited_for_at_all_proxies() {
+    let redis = RedisServer::start();
+    let backends = ["a", "b"].map(Named::start);
+    let settings = shared(&backends, &redis, &[]);
+    let proxies = [(); 2].map(|()| Proxy::start(&settings));
+    let members: Vec<Ws> = rooms_of_a().take(10).map(|room| join(&proxies[1], &room).0).collect();
+    eventually("they know each other", || {
+        let page = proxies[0].json("/v1/connections");
+        (!page["elsewhere"].as_array().unwrap().is_empty()).then_some(())
+    });
+    let leaving: Vec<_> =
+        members.into_iter().map(|client| spawn(move || closed(&client))).collect();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_steadfast"));
+    command.args(["drain", "pool/a", "--wait", "--admin", &proxies[0].admin.to_string()]);
+    let ended = command.output().unwrap();
+    let left = view(&proxies[1]);
+    let said = String::from_utf8(ended.stdout).unwrap();
+    assert_eq!((&left["connections"], &left["drain"]["left"]), (&json!(0), &json!(0)), "{said}");
+    assert!(ended.status.success(), "{said}");
+    assert!(said.contains("nothing is there by this proxy; "), "{said}");
+    assert!(said.contains(" connections by others\n"), "{said}");
+    assert!(said.ends_with("pool/a: drained: nothing is there\n"), "{said}");
+    leaving.into_iter().for_each(|member| assert!(!member.join().unwrap().elapsed().is_zero()));
+}
