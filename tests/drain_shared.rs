@@ -203,6 +203,28 @@ fn a_learnt_session_ends_for_all_proxies_when_its_turn_comes() {
 }
 
 #[test]
+fn a_session_that_another_proxy_has_learnt_is_explained() {
+    let redis = RedisServer::start();
+    let backends = ["a", "b"].map(Named::start);
+    let settings = shared(&backends, &redis, &[("route", "learn = \"socketio\"")]);
+    let settings = settings.replace("key = \"query:room\"\n", "");
+    let proxies = [(); 2].map(|()| Proxy::start(&settings));
+    let session = open_session(&proxies[0]);
+    let explained = |proxy: &Proxy, id: &str| {
+        let asked = format!("/socket.io/%3FEIO=4%26transport=polling%26sid={id}");
+        proxy.json(&format!("/v1/route?url={asked}"))
+    };
+    for proxy in &proxies {
+        eventually("it is told where it is", || {
+            (explained(proxy, &session)["backend"] == session[..1]).then_some(())
+        });
+    }
+    assert_eq!(explained(&proxies[1], "unknown")["backend"], "any");
+    // It was a look, not a request.
+    assert_eq!(proxies[1].metric("steadfast_sessions", &[("pool", "pool")]), 0.0);
+}
+
+#[test]
 fn a_drain_is_waited_for_at_all_proxies() {
     let redis = RedisServer::start();
     let backends = ["a", "b"].map(Named::start);

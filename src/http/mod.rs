@@ -51,7 +51,7 @@ use self::gate::{Gate, GateLimits, Turn};
 use self::head::RequestHead;
 use self::headers::ClientFacts;
 use self::respond::Refused;
-pub(crate) use self::session::Known as KnownSession;
+pub(crate) use self::session::{Known as KnownSession, find_elsewhere as find_session_elsewhere};
 use self::session::{RequestLine, Session};
 use self::tunnel::{Handshake, Opened};
 use self::upstream::Upstreams;

@@ -131,25 +131,27 @@ async fn learn_elsewhere(
 pub(crate) enum Known {
     /// It is of none, or begins one.
     None,
-    /// Nobody here has learnt it.
+    /// Nobody has learnt it.
     Unknown,
     /// It is at this backend, which may be lost.
     At(Arc<Backend>),
 }
 
 impl Known {
-    /// Looks for the session of a request as [`Session::of`] does, and leaves it as it is.
+    /// Looks for the session of a request as [`Session::of`] does, and leaves it as it is. `elsewhere`
+    /// is asked for one that is not known here.
     pub(crate) fn of(
         route: &RouteSettings,
         pool: &Pool,
-        method: &Method,
-        path: &str,
-        query: Option<&str>,
+        (method, path, query): (&Method, &str, Option<&str>),
+        elsewhere: impl FnOnce(&str) -> Option<Arc<Backend>>,
     ) -> Self {
-        match request_of(route, method, path, query) {
-            None | Some(Request::Opens) => Self::None,
-            Some(Request::Of(id)) => pool.sessions().find(id).map_or(Self::Unknown, Self::At),
-        }
+        let id = match request_of(route, method, path, query) {
+            None | Some(Request::Opens) => return Self::None,
+            Some(Request::Of(id)) => id,
+        };
+        let here = pool.sessions().find(id).filter(|backend| !pool.has_ended(id, backend));
+        here.or_else(|| elsewhere(id)).map_or(Self::Unknown, Self::At)
     }
 }
 
