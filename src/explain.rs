@@ -180,6 +180,19 @@ pub fn snapshot_of(config: &Config) -> Snapshot {
 /// The URL's port chooses the listeners where some have it, otherwise all are asked, in the order
 /// of the config; the first with a route for the request counts.
 pub fn explain(question: &Question, doors: &[Door<'_>], snapshot: &Snapshot) -> Explanation {
+    explain_with(question, doors, snapshot, &|_, _| None)
+}
+
+/// The backend of a session that is not known here, by its pool and its id.
+pub type Elsewhere<'a> = &'a dyn Fn(&Arc<Pool>, &str) -> Option<Arc<Backend>>;
+
+/// Explains where a request would go, with what other proxies know of its session.
+pub fn explain_with(
+    question: &Question,
+    doors: &[Door<'_>],
+    snapshot: &Snapshot,
+    elsewhere: Elsewhere<'_>,
+) -> Explanation {
     let mut told = Explanation::default();
     let doors = doors_of(question, doors, &mut told.why);
     let path = question.target.path_and_query.path();
@@ -215,7 +228,8 @@ pub fn explain(question: &Question, doors: &[Door<'_>], snapshot: &Snapshot) -> 
     };
     // What is asked about is a GET, which opens no session of SignalR.
     let (settings, pool) = (&route.settings, &route.pool);
-    match KnownSession::of(settings, pool, &http::Method::GET, facts.path, facts.query) {
+    let line = (&http::Method::GET, facts.path, facts.query);
+    match KnownSession::of(settings, pool, line, |id| elsewhere(pool, id)) {
         KnownSession::At(backend) => {
             of_session(&backend, settings.learn, found.as_ref(), &mut told);
             return told;

@@ -274,6 +274,29 @@ fn the_api_closes_with_what_a_close_may_say_and_nothing_else() {
     eventually("it is gone", || (delete("hush", "") == 404).then_some(()));
 }
 
+#[test]
+fn a_drain_is_waited_for_until_nothing_is_left_at_other_proxies() {
+    let status = |proxy: &str| (200, json!({ "proxy": proxy, "registry": "up" }));
+    let other = Script::start(move |line, number| match line {
+        "GET /v1/status" => status("edge-2"),
+        _ if number < 4 => (200, of_pool(&[backend("a", 3, &drain("api", 1))])),
+        _ => (200, of_pool(&[backend("a", 0, &drain("api", 0))])),
+    });
+    let peer = json!({ "proxy": "edge-2", "admin": other.api.address.to_string() });
+    let script = Script::start(move |line, _| match line {
+        "GET /v1/status" => status("edge-1"),
+        "GET /v1/connections?limit=1" => {
+            (200, json!({ "connections": [], "next": null, "elsewhere": [peer] }))
+        }
+        "GET /v1/pools" => (200, of_pool(&[backend("a", 0, &drain("api", 0))])),
+        _ => (200, backend("a", 0, &drain("api", 0))),
+    });
+    let text = script.run(&["drain", "rooms/a", "--wait"]).done();
+    let wanted = "rooms/a: draining: nothing is there by this proxy; 3 connections by others\n\
+                  rooms/a: drained: nothing is there\n";
+    assert_eq!(text, wanted);
+}
+
 /// An admin API that answers as it is told to, and notes what it was asked.
 struct Script {
     api: Scripted,
@@ -350,6 +373,9 @@ fn what_is_drained_for_another_cause_stays_so_and_fails() {
 #[test]
 fn a_drain_is_waited_for_until_nothing_is_left() {
     let script = Script::start(|line, number| {
+        if line == "GET /v1/status" {
+            return (200, json!({ "proxy": "edge-1", "registry": "own" }));
+        }
         let now = match number {
             // What is there is not counted yet.
             0 => return (200, backend("a", 0, &drain("api", 0))),

@@ -329,7 +329,8 @@ fn drained_by_api(proxy: &Proxy, backend: &str) -> bool {
 fn a_drain_by_one_proxy_holds_for_all_and_those_that_start_later() {
     let redis = RedisServer::start();
     let backends = ["a", "b"].map(Named::start);
-    let settings = shared(&backends, &redis, &UNCHECKED);
+    let soon = [UNCHECKED[0], ("pool", "drain_timeout = \"2s\"")];
+    let settings = shared(&backends, &redis, &soon);
     let proxies = [(); 2].map(|()| Proxy::start(&settings));
     let room = rooms_of(&["a", "b"], "a").next().unwrap();
     let members = [0, 1].map(|index| join(&proxies[index], &room));

@@ -1,7 +1,7 @@
 //! The requests of the admin API and their answers.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use axum::extract::rejection::{QueryRejection, StringRejection};
 use axum::extract::{DefaultBodyLimit, Query, Request, State};
@@ -20,6 +20,7 @@ use super::problem::Problem;
 use super::{connections, messages};
 use crate::explain::{self, Door, Explanation, Question};
 use crate::fleet::{Fleet, OrderError};
+use crate::http::find_session_elsewhere;
 use crate::observe::access_log::unix_millis;
 use crate::observe::metrics::PageFormat;
 use crate::pool::drain::Drain;
@@ -157,7 +158,7 @@ struct DrainView {
     by: Vec<&'static str>,
     /// Times are in Unix milliseconds.
     since: u64,
-    /// Keys, sessions and connections of their own that were there.
+    /// Keys, sessions and connections of their own that this proxy had there.
     total: usize,
     /// Of those, the ones whose turn has not come.
     left: usize,
@@ -287,15 +288,31 @@ async fn route(
         }
     }
     let target = target.ok_or_else(|| bad("url is missing: the one to explain".to_owned()))?;
-    let listeners = fleet.listeners.load();
-    let doors = listeners.iter().map(|listener| Door {
-        settings: &listener.settings,
-        address: listener.address,
-        label: &listener.label,
+    Ok(Json(explained(&fleet, &Question::new(target, lines, client)).await))
+}
+
+/// Asks others for a session that is not known here, as a request of it would.
+async fn explained(fleet: &Fleet, question: &Question) -> Explanation {
+    let explained = |elsewhere: explain::Elsewhere<'_>| {
+        let listeners = fleet.listeners.load();
+        let doors = listeners.iter().map(|listener| Door {
+            settings: &listener.settings,
+            address: listener.address,
+            label: &listener.label,
+        });
+        let doors: Vec<Door<'_>> = doors.collect();
+        explain::explain_with(question, &doors, &fleet.shared.snapshot.load(), elsewhere)
+    };
+    let unknown = OnceLock::new();
+    let by_own = explained(&|pool, id| {
+        unknown.get_or_init(|| (Arc::clone(pool), id.to_owned()));
+        None
     });
-    let doors: Vec<Door<'_>> = doors.collect();
-    let question = Question::new(target, lines, client);
-    Ok(Json(explain::explain(&question, &doors, &fleet.shared.snapshot.load())))
+    let Some((pool, id)) = unknown.get() else { return by_own };
+    match find_session_elsewhere(&*fleet.shared.registry, pool, id).await {
+        Some((backend, _)) => explained(&|_, _| Some(Arc::clone(backend))),
+        None => by_own,
+    }
 }
 
 /// What the proxy is and how it does.

@@ -1,7 +1,7 @@
 //! The admin API's answers, as far as the commands read them. What they don't know of a later
 //! version is passed over.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::print::counted;
 
@@ -39,6 +39,28 @@ pub(super) struct Drain {
     pub(super) left: usize,
     /// In Unix milliseconds.
     pub(super) until: u64,
+}
+
+/// Another proxy, as `elsewhere` in `GET /v1/connections` names it.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub(super) struct Peer {
+    pub(super) proxy: String,
+    /// The address of its admin API, if others know one.
+    pub(super) admin: Option<String>,
+}
+
+/// Which proxy it is, and whom it shares its registry with, as `GET /v1/status` says.
+#[derive(Debug, Deserialize)]
+pub(super) struct Identity {
+    #[serde(default)]
+    pub(super) proxy: String,
+    /// `own`: it is alone.
+    #[serde(default = "alone")]
+    pub(super) registry: String,
+}
+
+fn alone() -> String {
+    "own".to_owned()
 }
 
 /// `GET /v1/status`.

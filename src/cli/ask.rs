@@ -157,7 +157,7 @@ enum Origin {
     Config(PathBuf),
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Token {
     secret: Secret,
     /// Where it was found, for a person.
@@ -201,6 +201,13 @@ struct Problem {
 }
 
 impl Admin {
+    /// Another proxy of the same fleet, at the address that the registry has of its admin API; by the
+    /// same token.
+    pub(super) fn of_peer(&self, address: &str) -> anyhow::Result<Self> {
+        let address = address.parse::<Address>().map_err(anyhow::Error::msg)?;
+        Ok(Self { address, origin: Origin::Option, token: self.token.clone() })
+    }
+
     /// GETs a path with its query, and reads the answer as JSON.
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, AskError> {
         self.read(&self.get_bytes(path).await?)

@@ -8,7 +8,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::answers::Connection;
+use super::answers::{Connection, Peer};
 use super::ask::{self, Admin, AdminOptions, encoded};
 use super::print::{self, Side, Table, between, bytes, short, span};
 use crate::observe::access_log::unix_millis;
@@ -54,16 +54,9 @@ struct Page {
     connections: Vec<Value>,
     next: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    elsewhere: Vec<Elsewhere>,
+    elsewhere: Vec<Peer>,
     #[serde(default, skip_serializing_if = "is_false")]
     partial: bool,
-}
-
-/// Another proxy.
-#[derive(Debug, Deserialize, Serialize)]
-struct Elsewhere {
-    proxy: String,
-    admin: Option<String>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]

@@ -13,18 +13,22 @@ use serde_json::Value;
 
 use super::answers::{Backend, Drain, Pools};
 use super::ask::{self, Admin, AdminOptions, AskError, encoded};
+use super::peers::{self, Peers};
 use super::print::{self, between, counted, span};
 use crate::observe::access_log::unix_millis;
 
 /// How often is looked whether a drain is done.
 const LOOK: Duration = Duration::from_millis(500);
 
+/// What is said when nothing is left.
+const DRAINED: &str = "drained: nothing is there";
+
 /// Which backend, and whether to wait.
 #[derive(Debug, Args)]
 pub(super) struct Options {
     #[command(flatten)]
     which: UndrainOptions,
-    /// Wait until nothing of it is left, and show how far it is.
+    /// Wait until nothing of it is left, at any proxy of the registry, and show how far it is.
     #[arg(long)]
     wait: bool,
 }
@@ -44,9 +48,22 @@ pub(super) struct UndrainOptions {
 
 /// A backend of a pool.
 #[derive(Clone, Debug)]
-struct Target {
+pub(super) struct Target {
     pool: String,
     backend: String,
+}
+
+impl Target {
+    /// The backend as a proxy has it; `None`: it has none such.
+    pub(super) async fn look(&self, admin: &Admin) -> anyhow::Result<Option<Value>> {
+        let pools: Value = admin.get("/v1/pools").await?;
+        let is = |value: &Value, field: &str, wanted: &str| value[field] == *wanted;
+        let pools = pools["pools"].as_array().into_iter().flatten();
+        let of_pool = pools.filter(|pool| is(pool, "name", &self.pool));
+        let mut backends =
+            of_pool.flat_map(|pool| pool["backends"].as_array().into_iter().flatten());
+        Ok(backends.find(|backend| is(backend, "id", &self.backend)).cloned())
+    }
 }
 
 impl FromStr for Target {
@@ -105,13 +122,22 @@ pub(super) fn undrain(options: &UndrainOptions) -> anyhow::Result<ExitCode> {
 }
 
 impl Backend {
-    fn of(answer: &Value) -> serde_json::Result<Self> {
+    pub(super) fn of(answer: &Value) -> serde_json::Result<Self> {
         serde::Deserialize::deserialize(answer)
     }
 
     /// Nothing goes through it.
     fn is_empty(&self) -> bool {
         self.connections == 0 && self.in_flight == 0
+    }
+
+    /// Nothing of it is left, and nothing comes: its drain is over, or it is lost.
+    pub(super) fn is_cleared(&self) -> bool {
+        let is_over = match &self.drain {
+            Some(drain) => drain.left == 0,
+            None => self.state == "lost",
+        };
+        is_over && self.is_empty()
     }
 }
 
@@ -150,45 +176,45 @@ struct Wait<'a> {
 }
 
 impl Wait<'_> {
-    /// Waits until nothing of the backend is left; gives what it was like then.
-    async fn until_done(&self, mut answer: Value) -> anyhow::Result<Value> {
+    /// Waits until nothing of the backend is left at any proxy; gives what it was like here then.
+    async fn until_done(&self, answer: Value) -> anyhow::Result<Value> {
         let mut shown = Shown::default();
-        // What is there is counted only after the answer to the order: that is not believed yet.
-        let mut looks = 0;
-        loop {
-            let backend = Backend::of(&answer)?;
-            if self.shows && looks > 0 {
-                shown.show(&format!("{}: {}", self.target, progress(&backend)))?;
-            }
-            match &backend.drain {
-                Some(drain) if looks > 0 && drain.left == 0 && backend.is_empty() => break,
-                None if backend.state == "lost" && backend.is_empty() => break,
-                None if backend.state != "lost" => {
-                    shown.end()?;
-                    bail!("{} is no longer drained: somebody took it back", self.target);
-                }
-                _ => {}
-            }
-            tokio::time::sleep(LOOK).await;
-            looks += 1;
-            match self.look().await? {
-                Some(now) => answer = now,
-                // It had left the config, and what was left of it has gone.
-                None => break,
-            }
-        }
+        let done = self.until_cleared(answer, &mut shown).await;
         shown.end()?;
-        Ok(answer)
+        done
     }
 
-    async fn look(&self) -> anyhow::Result<Option<Value>> {
-        let pools: Value = self.admin.get("/v1/pools").await?;
-        let is = |value: &Value, field: &str, wanted: &str| value[field] == *wanted;
-        let pools = pools["pools"].as_array().into_iter().flatten();
-        let of_pool = pools.filter(|pool| is(pool, "name", &self.target.pool));
-        let mut backends =
-            of_pool.flat_map(|pool| pool["backends"].as_array().into_iter().flatten());
-        Ok(backends.find(|backend| is(backend, "id", &self.target.backend)).cloned())
+    async fn until_cleared(&self, mut answer: Value, shown: &mut Shown) -> anyhow::Result<Value> {
+        let Self { admin, target, .. } = self;
+        let mut peers = Peers::default();
+        loop {
+            // What is there at the moment of the order is not counted yet.
+            tokio::time::sleep(LOOK).await;
+            let now = target.look(admin).await?;
+            // One that is not there had left the config, and what was left of it has gone.
+            let backend = now.as_ref().map(Backend::of).transpose()?;
+            answer = now.unwrap_or(answer);
+            let is_cleared = match &backend {
+                Some(Backend { drain: None, state, .. }) if state != "lost" => {
+                    bail!("{target} is no longer drained: somebody took it back");
+                }
+                backend => backend.as_ref().is_none_or(Backend::is_cleared),
+            };
+            let elsewhere = if is_cleared { peers.look(admin, target).await? } else { None };
+            let line = match (&elsewhere, &backend) {
+                (Some(peers::Left(left)), _) => {
+                    format!("draining: nothing is there by this proxy; {left}")
+                }
+                (None, Some(backend)) => progress(backend),
+                (None, None) => DRAINED.to_owned(),
+            };
+            if self.shows && !(backend.is_none() && elsewhere.is_none()) {
+                shown.show(&format!("{target}: {line}"))?;
+            }
+            if is_cleared && elsewhere.is_none() {
+                return Ok(answer);
+            }
+        }
     }
 }
 
@@ -222,7 +248,7 @@ fn progress(backend: &Backend) -> String {
             let left = left(drain, unix_millis(SystemTime::now()));
             format!("draining: {left}; {there} there")
         }
-        Some(_) if backend.is_empty() => "drained: nothing is there".to_owned(),
+        Some(_) if backend.is_empty() => DRAINED.to_owned(),
         Some(_) => format!("draining: {there} there"),
         None => format!("{}: {there} there", backend.state),
     }
@@ -230,7 +256,12 @@ fn progress(backend: &Backend) -> String {
 
 /// What goes through a backend.
 fn there(backend: &Backend) -> String {
-    match (backend.connections, backend.in_flight) {
+    flow(backend.connections, backend.in_flight)
+}
+
+/// Connections, and requests under way.
+pub(super) fn flow(connections: usize, requests: usize) -> String {
+    match (connections, requests) {
         (0, 0) => "nothing".to_owned(),
         (connections, 0) => counted(connections, "connection"),
         (connections, requests) => {

@@ -19,6 +19,7 @@ mod demo;
 mod drain;
 mod log;
 mod man;
+mod peers;
 mod print;
 mod rates;
 mod reload;

@@ -40,7 +40,7 @@ use arc_swap::ArcSwap;
 use tracing::warn;
 
 pub use self::connection::awaits_proxy_header;
-pub(crate) use self::session::Known as KnownSession;
+pub(crate) use self::session::{Known as KnownSession, find_elsewhere as find_session_elsewhere};
 pub use self::snapshot::{Route, Snapshot};
 use self::upstream::Upstreams;
 use crate::listen::tls::Handshakes;

@@ -9,7 +9,8 @@
 //! Where proxies share a registry, what one has learnt is written down there before the client has
 //! the id, as far as that takes no longer than it may, and others look there for an id that they do
 //! not know. Of a WebSocket the first message is not held up for it: it is on its way when the id
-//! has been written, or a moment before.
+//! has been written, or a moment before. In a drain of its backend a session ends for all proxies when
+//! its turn comes, whoever still knows of it.
 
 use std::cell::OnceCell;
 use std::fmt;
@@ -17,6 +18,7 @@ use std::future::Future;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::Method;
 
@@ -58,8 +60,9 @@ impl Session {
             Some(Request::Opens) => return Ok(Self::Opens),
             Some(Request::Of(id)) => id,
         };
-        let visit = match pool.sessions().visit(id) {
-            None => find_elsewhere(&*context.shared.registry, pool, id, asked.client).await,
+        let here = pool.sessions().visit(id);
+        let visit = match here.filter(|visit| !pool.has_ended(id, visit.backend())) {
+            None => learn_elsewhere(&*context.shared.registry, pool, id, asked.client).await,
             here => here,
         };
         match visit {
@@ -98,16 +101,26 @@ fn request_of<'a>(
     }
 }
 
+/// Looks for a session that another proxy has learnt. The backend, and how long it is remembered.
+pub(crate) async fn find_elsewhere<'p>(
+    registry: &dyn Registry,
+    pool: &'p Pool,
+    id: &str,
+) -> Option<(&'p Arc<Backend>, Duration)> {
+    // A registry that is away or does not answer knows of none.
+    let (backend, left) = registry.others()?.session(pool.name(), id).await.ok()??;
+    let backend = pool.backend(&backend).filter(|backend| !pool.has_ended(id, backend))?;
+    Some((backend, left))
+}
+
 /// Looks for a session that another proxy has learnt, and learns it.
-async fn find_elsewhere(
+async fn learn_elsewhere(
     registry: &dyn Registry,
     pool: &Pool,
     id: &str,
     client: IpAddr,
 ) -> Option<Visit> {
-    // A registry that is away or does not answer knows of none.
-    let (backend, left) = registry.others()?.session(pool.name(), id).await.ok()??;
-    let backend = pool.backend(&backend)?;
+    let (backend, left) = find_elsewhere(registry, pool, id).await?;
     // Whoever uses it has it written anew each third of its life: this much is left of it at least.
     let life = (left + left / 2).min(LONGEST_LIFE);
     Some(pool.sessions().learn(id, backend, client, life))
@@ -118,25 +131,27 @@ async fn find_elsewhere(
 pub(crate) enum Known {
     /// It is of none, or begins one.
     None,
-    /// Nobody here has learnt it.
+    /// Nobody has learnt it.
     Unknown,
     /// It is at this backend, which may be lost.
     At(Arc<Backend>),
 }
 
 impl Known {
-    /// Looks for the session of a request as [`Session::of`] does, and leaves it as it is.
+    /// Looks for the session of a request as [`Session::of`] does, and leaves it as it is. `elsewhere`
+    /// is asked for one that is not known here.
     pub(crate) fn of(
         route: &RouteSettings,
         pool: &Pool,
-        method: &Method,
-        path: &str,
-        query: Option<&str>,
+        (method, path, query): (&Method, &str, Option<&str>),
+        elsewhere: impl FnOnce(&str) -> Option<Arc<Backend>>,
     ) -> Self {
-        match request_of(route, method, path, query) {
-            None | Some(Request::Opens) => Self::None,
-            Some(Request::Of(id)) => pool.sessions().find(id).map_or(Self::Unknown, Self::At),
-        }
+        let id = match request_of(route, method, path, query) {
+            None | Some(Request::Opens) => return Self::None,
+            Some(Request::Of(id)) => id,
+        };
+        let here = pool.sessions().find(id).filter(|backend| !pool.has_ended(id, backend));
+        here.or_else(|| elsewhere(id)).map_or(Self::Unknown, Self::At)
     }
 }
 

@@ -14,11 +14,16 @@
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::placement::Placements;
 use super::sessions::Sessions;
+use super::turns::turn_of;
 use super::{Backend, Event, Pool};
+
+/// How long a backend must have refused, beyond its verdict, before the first is closed for it: a
+/// listener that is opened anew shall cost nobody a connection.
+const REFUSING_GRACE: Duration = Duration::from_secs(1);
 
 /// Why a backend is drained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +93,7 @@ impl Progress {
         self.left.store(left, Ordering::Relaxed);
     }
 
-    /// Keys, sessions, and connections without a place, when it began.
+    /// Keys, sessions, and connections without a place, that this proxy had when it began.
     pub fn total(&self) -> usize {
         self.total.load(Ordering::Relaxed)
     }
@@ -112,14 +117,51 @@ pub struct Drain {
     pub since: SystemTime,
     /// How far it has come.
     pub progress: Arc<Progress>,
+    /// From when on turns come, and over which time.
+    turns: (Instant, Duration),
+    /// The cause that it began with.
+    began_by: DrainCause,
+    /// Whether other proxies have told since when.
+    is_told: bool,
 }
 
 impl Drain {
+    /// From when on turns come: that may be a moment ahead.
+    pub fn turns_from(&self) -> Instant {
+        self.turns.0
+    }
+
+    /// Whether the turn of a key or a session has come, where proxies agree about it.
+    pub fn has_come(&self, name: &str) -> bool {
+        let (from, span) = self.turns;
+        from.elapsed() >= turn_of(name, span)
+    }
+
     /// What it is drained for; never nothing.
     pub fn causes(&self) -> impl Iterator<Item = DrainCause> + use<> {
         let causes = self.causes;
         DrainCause::ALL.into_iter().filter(move |cause| causes & *cause as u8 != 0)
     }
+}
+
+/// A backend that operators want drained, as other proxies say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// Its id.
+    pub backend: String,
+    /// Since when; `None`: that is not known.
+    pub since: Option<SystemTime>,
+    /// How far its turns have come, by that.
+    pub age: Duration,
+}
+
+/// A drain that may begin.
+struct Beginning {
+    span: Duration,
+    /// How long ago its turns began, for others.
+    age: Duration,
+    /// What is there.
+    total: usize,
 }
 
 /// Whether a backend is drained: an atomic for every request, the rest behind a lock.
@@ -148,19 +190,35 @@ impl Drains {
     }
 
     /// Adds a cause; `None` if it was there.
-    pub(super) fn add(&self, cause: DrainCause, span: Duration) -> Option<DrainChange> {
+    fn add(&self, cause: DrainCause, beginning: &Beginning) -> Option<DrainChange> {
         let mut now = self.lock();
         if let Some(drain) = &mut *now {
             let is_new = drain.causes & cause as u8 == 0;
             drain.causes |= cause as u8;
             return is_new.then_some(DrainChange::Joined(cause));
         }
+        let &Beginning { span, age, total } = beginning;
         let since = SystemTime::now();
         let progress = Arc::<Progress>::default();
-        progress.begin(0, since + span);
-        *now = Some(Drain { causes: cause as u8, since, progress });
+        progress.begin(total, since + span.saturating_sub(age));
+        let grace = if cause == DrainCause::Refusing { REFUSING_GRACE } else { Duration::ZERO };
+        // Beyond the span it makes no difference how long ago it was.
+        let from = Instant::now().checked_sub(age.min(span)).unwrap_or_else(Instant::now) + grace;
+        let (turns, began_by, is_told) = ((from, span), cause, false);
+        *now = Some(Drain { causes: cause as u8, since, progress, turns, began_by, is_told });
         self.on.store(true, Ordering::Release);
         Some(DrainChange::Begun(cause))
+    }
+
+    /// Takes since when it is drained from other proxies: that counts, unless it was drained for
+    /// something else before.
+    fn told_since(&self, since: SystemTime) {
+        let mut now = self.lock();
+        let Some(drain) = &mut *now else { return };
+        let is_first = !std::mem::replace(&mut drain.is_told, true);
+        if (is_first && drain.began_by == DrainCause::Api) || since < drain.since {
+            drain.since = since;
+        }
     }
 
     /// Takes a cause away; `None` if it was not there.
@@ -188,6 +246,8 @@ pub struct Clearing {
     pub by_key: bool,
     /// How long it may take.
     pub span: Duration,
+    /// Whether its turns are to be those that other proxies take.
+    pub is_shared: bool,
     placements: Arc<Placements>,
     sessions: Arc<Sessions>,
 }
@@ -223,8 +283,29 @@ impl Clearing {
 impl Pool {
     /// Drains `backend` for a cause, until that is [taken away](Self::undrain) again.
     pub fn drain(&self, backend: &Arc<Backend>, cause: DrainCause) {
-        let change = backend.drains().add(cause, self.settings.drain_timeout);
+        self.drain_from(backend, cause, Duration::ZERO);
+    }
+
+    fn drain_from(&self, backend: &Arc<Backend>, cause: DrainCause, age: Duration) {
+        let total = if backend.is_draining() { 0 } else { self.held(backend) };
+        let beginning = Beginning { span: self.settings.drain_timeout, age, total };
+        let change = backend.drains().add(cause, &beginning);
         self.tell_of_drain(backend, change);
+    }
+
+    /// How many keys, sessions and connections without a place a backend has.
+    fn held(&self, backend: &Arc<Backend>) -> usize {
+        // They may change between the looks: it is counted again when the first is closed.
+        let placed = self.placements.live_at(backend);
+        let alone = backend.connections().saturating_sub(placed);
+        backend.keys() + alone + self.sessions.of(backend).len()
+    }
+
+    /// Whether a session of a drained backend is over for all proxies, since its turn has come.
+    pub fn has_ended(&self, session: &str, backend: &Backend) -> bool {
+        self.placements.is_shared()
+            && backend.is_draining()
+            && backend.drain().is_some_and(|drain| drain.has_come(session))
     }
 
     /// Takes away one cause of the drain of `backend`, which ends with the last.
@@ -232,16 +313,19 @@ impl Pool {
         self.tell_of_drain(backend, backend.drains().remove(cause));
     }
 
-    /// Drains by [`DrainCause::Api`] these backends, by their ids, and no others, also those that come
-    /// by a reload: operators ask all proxies for it.
-    pub fn drain_only(&self, ids: &[String]) {
-        let asked = ids.iter().cloned().collect();
+    /// Drains by [`DrainCause::Api`] these backends and no others, also those that come by a reload:
+    /// operators ask all proxies for it.
+    pub fn drain_only(&self, all: &[Asked]) {
+        let asked = all.iter().map(|asked| asked.backend.clone()).collect();
         *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = asked;
         for backend in self.backends.iter().cloned().chain(self.departed()) {
-            if ids.iter().any(|id| id == backend.id()) {
-                self.drain(&backend, DrainCause::Api);
-            } else {
+            let Some(asked) = all.iter().find(|asked| asked.backend == backend.id()) else {
                 self.undrain(&backend, DrainCause::Api);
+                continue;
+            };
+            self.drain_from(&backend, DrainCause::Api, asked.age);
+            if let Some(since) = asked.since {
+                backend.drains().told_since(since);
             }
         }
     }
@@ -310,6 +394,7 @@ impl Pool {
             backend: Arc::clone(backend),
             by_key: self.places_keys(),
             span: self.settings.drain_timeout,
+            is_shared: self.placements.is_shared(),
             placements: Arc::clone(&self.placements),
             sessions: Arc::clone(&self.sessions),
         }
@@ -434,7 +519,9 @@ mod tests {
             all.map(|one| one.id().to_owned()).collect::<Vec<_>>()
         };
         pool.drain(pool.backend("b").unwrap(), DrainCause::Api);
-        pool.drain_only(&["a".to_owned(), "c".to_owned()]);
+        let asked =
+            |backend: &str| Asked { backend: backend.to_owned(), since: None, age: Duration::ZERO };
+        pool.drain_only(&["a", "c"].map(asked));
         assert_eq!(drained(&pool), ["a"]);
         let mut more = pool.settings().clone();
         more.backends.push(backend_settings("c", 1));
@@ -442,6 +529,73 @@ mod tests {
         assert_eq!(drained(&more), ["a", "c"]);
         more.drain_only(&[]);
         assert!(drained(&more).is_empty());
+    }
+
+    #[test]
+    fn since_when_is_what_others_say_unless_it_was_drained_before() {
+        let pool = pool(&["a", "b"]);
+        let (a, b) = (pool.backend("a").unwrap(), pool.backend("b").unwrap());
+        pool.announced(a, true);
+        pool.drain(b, DrainCause::Api);
+        let since = |backend: &Backend| backend.drain().unwrap().since;
+        let own = since(a);
+        let hear = |at: SystemTime| {
+            let asked = |backend: &str| Asked {
+                backend: backend.to_owned(),
+                since: Some(at),
+                age: Duration::ZERO,
+            };
+            pool.drain_only(&["a", "b"].map(asked));
+        };
+        let second = Duration::from_secs(1);
+        hear(own + second);
+        assert_eq!([since(a), since(b)], [own, own + second]);
+        // Whoever writes it anew, since Redis has lost it, does not change it here.
+        hear(own + second * 2);
+        assert_eq!([since(a), since(b)], [own, own + second]);
+        hear(own - second);
+        assert_eq!([since(a), since(b)], [own - second; 2]);
+    }
+
+    #[test]
+    fn what_is_there_is_counted_from_the_first_moment() {
+        let pool = pool(&["a"]);
+        let backend = &pool.backends()[0];
+        let members = [live(&pool, "k"), live(&pool, "k"), live(&pool, "other")];
+        let mut connections: Vec<_> =
+            (0..3).map(|_| backend.slot(0).unwrap().connection()).collect();
+        connections.push(backend.slot(0).unwrap().connection());
+        let life = Duration::from_secs(60);
+        let session = pool.sessions().learn("s", backend, [127, 0, 0, 1].into(), life);
+        pool.drain(backend, DrainCause::Api);
+        let progress = backend.drain().unwrap().progress;
+        assert_eq!((progress.total(), progress.left()), (4, 4), "two keys, one alone, one session");
+        drop((members, session));
+    }
+
+    #[test]
+    fn a_session_is_over_for_all_from_its_turn_on_where_proxies_share() {
+        let shared = pool(&["a", "b"]);
+        shared.share(Arc::new(|_, _, _| {}));
+        let sessions: Vec<String> = (0..100).map(|number| format!("s{number}")).collect();
+        let ended = |pool: &Pool| {
+            let backend = pool.backend("a").unwrap();
+            sessions.iter().filter(|session| pool.has_ended(session, backend)).count()
+        };
+        let ask = |pool: &Pool, age: Duration| {
+            let asked = Asked { backend: "a".to_owned(), since: None, age };
+            pool.drain_only(&[asked]);
+        };
+        assert_eq!(ended(&shared), 0);
+        let span = shared.settings().drain_timeout;
+        ask(&shared, span / 2);
+        assert!(ended(&shared).abs_diff(50) < 20, "{}", ended(&shared));
+        shared.drain_only(&[]);
+        ask(&shared, span * 100);
+        assert_eq!(ended(&shared), 100);
+        let alone = pool(&["a", "b"]);
+        ask(&alone, span * 100);
+        assert_eq!(ended(&alone), 0);
     }
 
     #[test]

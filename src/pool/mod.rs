@@ -48,6 +48,7 @@ mod settings;
 pub mod spacing;
 mod table;
 pub mod tls;
+pub mod turns;
 pub mod verdict;
 mod websocket_check;
 

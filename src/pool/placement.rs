@@ -79,6 +79,14 @@ impl Placements {
         self.lock().here.keys_at(backend)
     }
 
+    pub(super) fn live_at(&self, backend: &Arc<Backend>) -> usize {
+        self.lock().here.live_at(backend)
+    }
+
+    pub(super) fn is_shared(&self) -> bool {
+        self.sharing.get().is_some()
+    }
+
     pub(super) fn let_go(&self, keys: &[Arc<str>], backend: &Arc<Backend>) {
         self.change(|places| {
             places.here.let_go(keys, backend);

@@ -8,7 +8,8 @@
 //! client address has at most [`MOST_OF_ONE_CLIENT`] sessions, of which the oldest is forgotten first.
 //! Where proxies share a registry each session stands there too, for its life and no longer. Whoever
 //! learns one writes it down; who uses one has it written again when a third of its life is over,
-//! which [`Sessions::take_due`] tells for all of them.
+//! which [`Sessions::take_due`] tells for all of them. A session whose turn comes in the drain of its
+//! backend goes there too, which [`Sessions::take_forgotten`] tells.
 //!
 //! No session has a timer. Each stands in `due` once, at the moment at which it could be over at the
 //! earliest; every call takes a few of those that have come, and puts back who was seen since. So a
@@ -67,6 +68,12 @@ impl Sessions {
         self.lock().take_due(limit, Instant::now())
     }
 
+    /// Takes sessions that were forgotten in a drain, and are to be removed from the registry: ids and
+    /// backends.
+    pub fn take_forgotten(&self) -> Vec<(Arc<str>, Arc<Backend>)> {
+        std::mem::take(&mut self.lock().forgotten)
+    }
+
     /// Finds the backend of a session, which lives at least as long as what is returned. `None`:
     /// nobody here has learnt it, or it is over.
     pub fn visit(self: &Arc<Self>, id: &str) -> Option<Visit> {
@@ -87,6 +94,9 @@ impl Sessions {
         for id in ids {
             if table.sessions.get(id).is_some_and(|one| Arc::ptr_eq(&one.backend, backend)) {
                 table.forget(id);
+                if table.is_shared {
+                    table.forgotten.push((Arc::clone(id), Arc::clone(backend)));
+                }
             }
         }
     }
@@ -188,6 +198,8 @@ struct Table<B> {
     /// Those of them that were used since they were written down, by when they are to be again. Only
     /// where they are shared.
     renewals: BTreeMap<(Instant, Serial), Arc<str>>,
+    /// Those that were forgotten in a drain, until somebody takes them. Only where they are shared.
+    forgotten: Vec<(Arc<str>, B)>,
     is_shared: bool,
     next: Serial,
 }
@@ -199,6 +211,7 @@ impl<B> Default for Table<B> {
             due: BTreeMap::new(),
             clients: HashMap::new(),
             renewals: BTreeMap::new(),
+            forgotten: Vec::new(),
             is_shared: false,
             next: 0,
         }
@@ -475,6 +488,25 @@ mod tests {
         table.leave(&id, serial, start);
         assert_eq!(table.sessions["s"].visits, 0);
         assert_eq!(find(&mut table, "s", start), Some(2));
+    }
+
+    #[test]
+    fn what_a_drain_forgets_is_told_where_it_is_shared() {
+        for is_shared in [false, true] {
+            let pool = pool(&["a", "b"]);
+            let sessions = pool.sessions();
+            if is_shared {
+                sessions.share();
+            }
+            let (a, b) = (pool.backend("a").unwrap(), pool.backend("b").unwrap());
+            drop([("s", a), ("t", b)].map(|(id, at)| sessions.learn(id, at, CLIENT, LIFE)));
+            sessions.forget(&["s", "t", "unknown"].map(Arc::from), a);
+            assert_eq!(sessions.len(), 1);
+            let told = sessions.take_forgotten();
+            let told: Vec<_> = told.iter().map(|(id, at)| (&**id, at.id())).collect();
+            assert_eq!(told, [("s", "a")][..usize::from(is_shared)]);
+            assert!(sessions.take_forgotten().is_empty());
+        }
     }
 
     #[test]

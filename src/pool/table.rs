@@ -283,6 +283,12 @@ impl Table {
         there.map(|(key, _)| Arc::clone(key)).collect()
     }
 
+    /// How many live connections of keys that are placed at a backend there are.
+    pub(super) fn live_at(&self, backend: &Arc<Backend>) -> usize {
+        let there = self.entries.values().filter(|entry| entry.is_at(backend));
+        there.map(|entry| usize::try_from(entry.live).unwrap_or(usize::MAX)).sum()
+    }
+
     /// Gives memory back after a rush, but not at every swing.
     fn shrink(&mut self) {
         let (used, room) = (self.entries.len(), self.entries.capacity());

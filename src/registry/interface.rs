@@ -5,7 +5,7 @@ use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
@@ -161,9 +161,20 @@ pub enum Event {
     Drains {
         /// The name of the pool.
         pool: String,
-        /// The backends' ids.
-        backends: Vec<String>,
+        /// The backends.
+        backends: Vec<Wanted>,
     },
+}
+
+/// A backend that operators want drained.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Its id.
+    pub backend: String,
+    /// Since when; `None`: that is not written down yet.
+    pub since: Option<SystemTime>,
+    /// Whether this was said just now.
+    pub is_news: bool,
 }
 
 /// What a registry asks its proxy for.
@@ -282,6 +293,13 @@ pub trait Others: Send + Sync {
         id: &str,
         backend: &str,
         life: Duration,
+    ) -> Boxed<'_, Result<(), Unavailable>>;
+    /// Forgets sessions, as far as they are remembered to be that backend's.
+    fn forget_sessions(
+        &self,
+        pool: &str,
+        ids: &[Arc<str>],
+        backend: &str,
     ) -> Boxed<'_, Result<(), Unavailable>>;
 }
 

@@ -20,5 +20,5 @@ pub mod redis;
 
 pub use interface::{
     Boxed, Change, Channel, Event, Group, Others, Owned, Page, Peer, Record, Registry, Shadow,
-    State, Truth, Unavailable,
+    State, Truth, Unavailable, Wanted,
 };

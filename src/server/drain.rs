@@ -1,14 +1,16 @@
 //! Mass closes from the beginning to the end: of a backend that is drained, of a route that is gone.
 //!
 //! A [`Conductor`] runs on the control runtime. For each mass close it asks the workers who is
-//! there, puts all of it in one line (keys, sessions, and connections that are alone), and then, a
-//! few times a second, tells the workers whose turn has come. The line has no order, and its turns
-//! come evenly over the span, so that reconnects are as spread as the closes.
+//! there, puts all of it in one [line](Line) (keys, sessions, and connections that are alone), and
+//! then, a few times a second, tells the workers whose turn has come. The line has no order, and its
+//! turns come evenly over the span, so that reconnects are as spread as the closes; where proxies
+//! share a registry, a key and a session have the same turn at each of them.
 //!
 //! A key is let go, in the pool's table, before its connections are told to close: so who joins it
 //! before that is closed with it, and who comes after chooses anew, once the old ones have ended.
 //! From the one to the other a mass close can't be stopped, or connections would stay where their
-//! key is no longer.
+//! key is no longer. Where proxies share a registry, that is some time ([`LEAD`]): who was closed by one
+//! of them, and comes back through another that is a moment behind, finds the key let go there too.
 //!
 //! At the end whoever is still there is closed without a turn: who came late, or has no key. A
 //! drained backend stays drained after that; there is just nothing left to do.
@@ -17,7 +19,7 @@
 //! are told again as long as something of it is there: one whose handshake was just answered has no
 //! backend yet when they look for it first.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -26,22 +28,22 @@ use std::time::{Duration, SystemTime};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::info;
 
 use crate::fleet::Message;
 use crate::pool::drain::Progress;
-use crate::pool::{Backend, Clearing, DrainCause};
+use crate::pool::turns::Line;
+use crate::pool::{Backend, Clearing};
 use crate::ws::close::CloseReason;
 use crate::ws::connection::Serial;
 use crate::ws::mass_close::{Number, Order, Units, Whose};
-use crate::ws::pace::MassClose;
 
 /// How long a step takes: closes within it are made at once.
 const STEP: Duration = Duration::from_millis(50);
-/// How long a backend must have refused, beyond its verdict, before the first is closed for it: a
-/// listener that is opened anew shall cost nobody a connection.
-const REFUSING_GRACE: Duration = Duration::from_secs(1);
+/// How long before its connections are closed a key is let go, where other proxies close it too: by so
+/// much they may differ about when the drain began.
+const LEAD: Duration = Duration::from_millis(200);
 /// How often is looked whether the rest has ended.
 const LOOK: Duration = Duration::from_millis(250);
 /// How often a worker is told of a key that gives way. After that it has at least been told to close
@@ -66,6 +68,16 @@ impl Target {
                 by_key: *by_key,
             },
             Self::Route(name) => Whose::Route(Arc::clone(name)),
+        }
+    }
+
+    /// From when on turns come, in a drain whose turns all proxies take together.
+    fn agreed_from(&self) -> Option<Instant> {
+        match self {
+            Self::Backend(Clearing { backend, is_shared: true, .. }) => {
+                backend.drain().map(|drain| Instant::from_std(drain.turns_from()))
+            }
+            _ => None,
         }
     }
 
@@ -95,6 +107,16 @@ enum Unit {
     Key(Arc<str>),
     Session(Arc<str>),
     Connection(Serial),
+}
+
+impl Unit {
+    /// What other proxies know it by too.
+    fn name(&self) -> Option<&str> {
+        match self {
+            Self::Key(name) | Self::Session(name) => Some(name),
+            Self::Connection(_) => None,
+        }
+    }
 }
 
 /// One mass close as its owner sees it. Dropping this does not stop it.
@@ -145,26 +167,17 @@ impl Conductor {
     /// Begins to close all of `target`, evenly over `span`, with `reason`. May be called on any
     /// thread.
     pub(crate) fn start(&self, target: Target, span: Duration, reason: CloseReason) -> Closing {
-        self.start_after(Duration::ZERO, target, span, reason)
-    }
-
-    fn start_after(
-        &self,
-        grace: Duration,
-        target: Target,
-        span: Duration,
-        reason: CloseReason,
-    ) -> Closing {
-        let progress = match &target {
-            Target::Backend(clearing) => clearing.backend.drain().map(|drain| drain.progress),
+        let drain = match &target {
+            Target::Backend(clearing) => clearing.backend.drain(),
             Target::Route(_) => None,
         };
-        let progress = progress.unwrap_or_default();
+        let begins = drain.as_ref().map(|drain| Instant::from_std(drain.turns_from()));
+        let progress = drain.map(|drain| drain.progress).unwrap_or_default();
         let stop = Arc::<Notify>::default();
         let task = Task {
             number: self.next.fetch_add(1, Ordering::Relaxed),
             inboxes: self.inboxes.clone(),
-            grace,
+            begins,
             target,
             span,
             reason,
@@ -187,10 +200,7 @@ impl Conductor {
             stop_of(&mut drains, backend);
         } else if !drains.iter().any(|(one, _)| is_of(one, backend)) {
             let target = Target::Backend(clearing.clone());
-            let causes = || backend.drain().into_iter().flat_map(|drain| drain.causes());
-            let only_refusing = causes().all(|cause| cause == DrainCause::Refusing);
-            let grace = if only_refusing { REFUSING_GRACE } else { Duration::ZERO };
-            let closing = self.start_after(grace, target, clearing.span, CloseReason::Drained);
+            let closing = self.start(target, clearing.span, CloseReason::Drained);
             drains.push((Arc::downgrade(backend), closing));
         }
     }
@@ -252,8 +262,8 @@ impl fmt::Debug for Conductor {
 struct Task {
     number: Number,
     inboxes: Vec<mpsc::Sender<Message>>,
-    /// Before the first is closed.
-    grace: Duration,
+    /// Before that none is closed.
+    begins: Option<Instant>,
     target: Target,
     span: Duration,
     reason: CloseReason,
@@ -263,7 +273,9 @@ struct Task {
 
 impl Task {
     async fn run(self) {
-        if !self.grace.is_zero() && self.is_stopped_within(self.grace).await {
+        if let Some(begins) = self.begins.filter(|begins| *begins > Instant::now())
+            && self.is_stopped_before(begins).await
+        {
             return;
         }
         let began = Instant::now();
@@ -277,19 +289,35 @@ impl Task {
 
     /// Closes all that was there when it began. `false`: it was stopped.
     async fn close_in_turn(&self, began: Instant) -> bool {
-        let mut line: Vec<Unit> = self.line_up().await.into_iter().collect();
-        self.progress.begin(line.len(), SystemTime::now() + self.span);
-        let mut pace = MassClose::new(line.len(), self.span);
+        let units = self.line_up().await;
+        let agreed = self.target.agreed_from();
+        // Those who agree count from the same moment.
+        let (from, lead) = agreed.map_or((began, Duration::ZERO), |from| (from, LEAD));
+        let mut line = match agreed {
+            Some(_) => Line::agreed(units, Unit::name, self.span, began - from),
+            None => Line::even(units.into_iter().collect(), self.span),
+        };
+        let ends = (from + self.span.max(line.end()) + lead).saturating_duration_since(began);
+        self.progress.begin(line.left(), SystemTime::now() + ends);
+        let mut let_go = VecDeque::new();
         loop {
-            let due = pace.take_due(began.elapsed());
-            if due > 0 {
-                self.close(line.split_off(line.len() - due)).await;
-                self.progress.set_left(pace.left());
+            let step = step_at(from, Instant::now());
+            let due = line.take_due(step - from);
+            if !due.is_empty() {
+                let_go.push_back((step + lead, self.let_go(due)));
             }
-            if pace.is_over() {
-                return true;
+            while let Some((_, units)) = let_go.pop_front_if(|(at, _)| *at <= step) {
+                self.close(units).await;
             }
-            if self.is_stopped_within(STEP).await {
+            self.progress.set_left(line.left());
+            if line.left() == 0 && let_go.is_empty() {
+                // What has come from others since then has its turn as well.
+                return agreed.is_none() || !self.is_stopped_before(from + self.span).await;
+            }
+            if self.is_stopped_before(step + STEP).await {
+                for (_, units) in let_go {
+                    self.close(units).await;
+                }
                 return false;
             }
         }
@@ -335,7 +363,8 @@ impl Task {
         line
     }
 
-    async fn close(&self, due: Vec<Unit>) {
+    /// Has what is due be there no longer; gives whose connections are to be closed for that.
+    fn let_go(&self, due: Vec<Unit>) -> Units {
         let (mut units, mut sessions) = (Units::default(), Vec::new());
         for unit in due {
             match unit {
@@ -348,6 +377,10 @@ impl Task {
             clearing.let_go(&units.keys);
             clearing.forget(&sessions);
         }
+        units
+    }
+
+    async fn close(&self, units: Units) {
         let units = Arc::new(units);
         self.tell(|| Order::Close(Arc::clone(&units), self.reason)).await;
     }
@@ -375,11 +408,21 @@ impl Task {
     }
 
     async fn is_stopped_within(&self, time: Duration) -> bool {
+        self.is_stopped_before(Instant::now() + time).await
+    }
+
+    async fn is_stopped_before(&self, time: Instant) -> bool {
         tokio::select! {
             () = self.stop.notified() => true,
-            () = sleep(time) => false,
+            () = sleep_until(time) => false,
         }
     }
+}
+
+/// The last step up to now, in steps from a moment on: who agrees about that takes each at the same time.
+fn step_at(from: Instant, now: Instant) -> Instant {
+    let steps = (now - from).as_nanos() / STEP.as_nanos();
+    from + STEP * u32::try_from(steps).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

@@ -3,10 +3,10 @@
 //! One task runs the registry, another does what its [`Event`]s say, one after the other: so what one
 //! publisher sends to one channel stays in its order. Both are on the control runtime.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -16,9 +16,10 @@ use crate::fleet::{Fleet, PublishError, Query, Row};
 use crate::observe::access_log::unix_millis;
 use crate::observe::rate::{Allowed, allowed};
 use crate::pool::Pool;
+use crate::pool::drain::Asked;
 use crate::publish::Audience;
 use crate::registry::redis::Redis;
-use crate::registry::{Boxed, Channel, Event, Group, Page, Record, Registry, Truth};
+use crate::registry::{Boxed, Channel, Event, Group, Page, Record, Registry, Truth, Wanted};
 use crate::ws::connection::Serial;
 use crate::ws::rooms::Room;
 
@@ -119,14 +120,24 @@ async fn follow(
                 }
             }
             Event::Drains { pool, backends } => {
-                of_name(&fleet, &pool, |pool| pool.drain_only(&backends));
+                let all: Vec<Asked> = backends.into_iter().map(asked).collect();
+                of_name(&fleet, &pool, |pool| pool.drain_only(&all));
             }
         }
     }
 }
 
+/// A drain as others say. What is told at this moment begins now: their clocks may be others.
+fn asked(wanted: Wanted) -> Asked {
+    let Wanted { backend, since, is_news } = wanted;
+    let old = since.filter(|_| !is_news);
+    let age = old.and_then(|since| SystemTime::now().duration_since(since).ok());
+    Asked { backend, since, age: age.unwrap_or_default() }
+}
+
 /// Has the sessions that are used be remembered on, one after the other: a registry that is slow or
-/// away holds up nothing but this.
+/// away holds up nothing but this. And has those be forgotten that a drain has ended, behind whatever was
+/// written of them before.
 async fn renew_sessions(fleet: Arc<Fleet>) {
     loop {
         tokio::time::sleep(RENEWALS).await;
@@ -136,6 +147,14 @@ async fn renew_sessions(fleet: Arc<Fleet>) {
             // What is due while the registry is away is written after it is used next.
             for (id, backend, life) in pool.sessions().take_due(SESSIONS_RENEWED) {
                 let _ = others.keep_session(pool.name(), &id, backend.id(), life).await;
+            }
+            let mut forgotten: HashMap<Arc<str>, Vec<Arc<str>>> = HashMap::new();
+            for (id, backend) in pool.sessions().take_forgotten() {
+                forgotten.entry(backend.shared_id()).or_default().push(id);
+            }
+            for (backend, ids) in forgotten {
+                // What can't be removed expires there, and others know by its turn that it is over.
+                let _ = others.forget_sessions(pool.name(), &ids, &backend).await;
             }
         }
     }

@@ -21,8 +21,7 @@ pub fn age(age: Duration, random: u16) -> Duration {
     age - age / 10 + age / 5 * u32::from(random) / u32::from(u16::MAX)
 }
 
-/// A mass close that is under way: how many of it are to be closed now. Every mass close of the
-/// proxy's own goes by this.
+/// A mass close of the whole proxy that is under way: how many of it are to be closed now.
 #[derive(Clone, Copy, Debug)]
 pub struct MassClose {
     total: usize,

@@ -271,6 +271,17 @@ impl Others for Redis {
         let (name, backend) = (self.common.names.session(pool, id), backend.to_owned());
         Box::pin(async move { sessions::keep(&self.common, &name, &backend, life).await })
     }
+
+    fn forget_sessions(
+        &self,
+        pool: &str,
+        ids: &[Arc<str>],
+        backend: &str,
+    ) -> Boxed<'_, Result<(), Unavailable>> {
+        let names = ids.iter().map(|id| self.common.names.session(pool, id)).collect();
+        let backend = backend.to_owned();
+        Box::pin(async move { sessions::forget(&self.common, names, &backend).await })
+    }
 }
 
 impl fmt::Debug for Redis {

@@ -13,7 +13,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use redis::{Cmd, Value};
 use serde::{Deserialize, Serialize};
@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
 use super::super::names::Told;
-use super::super::{Event, Truth, Unavailable};
+use super::super::{Event, Truth, Unavailable, Wanted};
 use super::Common;
 use super::connect::is_of_other_type;
 use super::drains::{Amends, Drains};
@@ -106,7 +106,7 @@ struct Change<'a> {
 }
 
 /// What stands in the hashes of drains, and of those that were undone.
-#[derive(Serialize)]
+#[derive(Deserialize, Serialize)]
 struct Wish<'a> {
     /// In Unix milliseconds.
     since: u64,
@@ -328,7 +328,7 @@ impl Task<'_> {
     async fn take(&self, told: Told, payload: &[u8]) -> Result<(), Unavailable> {
         match told {
             Told::Drain(pool) => {
-                self.read_drains(&pool).await?;
+                self.read_drains(&pool, payload).await?;
                 self.amend_drains().await?;
             }
             Told::Message(_) => {}
@@ -490,18 +490,25 @@ impl Task<'_> {
 
     async fn read_all_drains(&self) -> Result<(), Unavailable> {
         for pool in self.pools() {
-            self.read_drains(&pool).await?;
+            self.read_drains(&pool, b"").await?;
         }
         Ok(())
     }
 
-    async fn read_drains(&self, pool: &str) -> Result<(), Unavailable> {
+    /// `news`: the backend that somebody has just spoken of.
+    async fn read_drains(&self, pool: &str, news: &[u8]) -> Result<(), Unavailable> {
         let names = &self.common.names;
         // In this order: what is undone between the two is found in one of them at least.
-        let asked: BTreeSet<String> =
-            self.read_hash(&names.drain(pool)).await?.into_keys().collect();
+        let wishes = self.read_hash(&names.drain(pool)).await?;
+        let asked: BTreeSet<String> = wishes.keys().cloned().collect();
         let undone = self.read_hash(&names.undrained(pool)).await?.into_keys().collect();
         let backends = self.placed.drains().read(pool, &asked, &undone);
+        let wanted = |backend: String| Wanted {
+            since: wishes.get(&backend).and_then(|wish| since(wish)),
+            is_news: backend.as_bytes() == news,
+            backend,
+        };
+        let backends = backends.into_iter().map(wanted).collect();
         self.emit(Event::Drains { pool: pool.to_owned(), backends }).await;
         Ok(())
     }
@@ -530,6 +537,12 @@ impl Task<'_> {
         }
         Ok(())
     }
+}
+
+/// Since when it is wished, if that is written as it should be.
+fn since(wish: &str) -> Option<SystemTime> {
+    let Wish { since, .. } = serde_json::from_str(wish).ok()?;
+    UNIX_EPOCH.checked_add(Duration::from_millis(since))
 }
 
 fn command<const COUNT: usize>(name: &str, key: &str, arguments: [&str; COUNT]) -> Cmd {

@@ -7,6 +7,7 @@ use redis::Value;
 use super::super::Unavailable;
 use super::Common;
 use super::placed::all_well;
+use super::steps::{carry_out, one};
 
 /// How long a proxy waits to be told of a session that it does not know.
 const FIND: Duration = Duration::from_millis(500);
@@ -43,4 +44,21 @@ pub(super) async fn keep(
     let sent =
         tokio::time::timeout(common.settings.join_wait, common.link.run_all(vec![set])).await;
     all_well(&sent.map_err(|_| Unavailable::NoAnswer("in time".to_owned()))??)
+}
+
+/// Removes those that name this backend. What another backend has learnt between the look and that would
+/// go too, but no two backends issue the same id.
+pub(super) async fn forget(
+    common: &Common,
+    names: Vec<String>,
+    backend: &str,
+) -> Result<(), Unavailable> {
+    let link = &common.link;
+    let found = carry_out(link, names.iter().map(|name| one("GET", name)).collect()).await?;
+    let is_its = |found: Value| {
+        redis::from_redis_value::<Option<String>>(found)
+            .is_ok_and(|at| at.as_deref() == Some(backend))
+    };
+    let its = names.iter().zip(found).filter_map(|(name, found)| is_its(found).then_some(name));
+    carry_out(link, its.map(|name| one("DEL", name)).collect()).await.map(drop)
 }
