@@ -180,13 +180,22 @@ pub fn snapshot_of(config: &Config) -> Snapshot {
 /// The URL's port chooses the listeners where some have it, otherwise all are asked, in the order
 /// of the config; the first with a route for the request counts.
 pub fn explain(question: &Question, doors: &[Door<'_>], snapshot: &Snapshot) -> Explanation {
-    explain_with(question, doors, snapshot, &|_, _| None)
+    explain_with(question, doors, snapshot, &|_| None)
 }
 
-/// The backend of a session that is not known here, by its pool and its id.
-pub type Elsewhere<'a> = &'a dyn Fn(&Arc<Pool>, &str) -> Option<Arc<Backend>>;
+/// What this proxy can't tell by itself, and a request would have asked others.
+#[derive(Clone, Debug)]
+pub enum Unknown {
+    /// A session that nobody has learnt here, by its id.
+    Session(Arc<Pool>, String),
+    /// A key that would not go to its home, and is nowhere as far as is known here.
+    Key(Arc<Pool>, String),
+}
 
-/// Explains where a request would go, with what other proxies know of its session.
+/// The backend of something that is not known here, if others know.
+pub type Elsewhere<'a> = &'a dyn Fn(Unknown) -> Option<Arc<Backend>>;
+
+/// Explains where a request would go, with what other proxies know of its session and its key.
 pub fn explain_with(
     question: &Question,
     doors: &[Door<'_>],
@@ -229,7 +238,9 @@ pub fn explain_with(
     // What is asked about is a GET, which opens no session of SignalR.
     let (settings, pool) = (&route.settings, &route.pool);
     let line = (&http::Method::GET, facts.path, facts.query);
-    match KnownSession::of(settings, pool, line, |id| elsewhere(pool, id)) {
+    let of_session_elsewhere =
+        |id: &str| elsewhere(Unknown::Session(Arc::clone(pool), id.to_owned()));
+    match KnownSession::of(settings, pool, line, of_session_elsewhere) {
         KnownSession::At(backend) => {
             of_session(&backend, settings.learn, found.as_ref(), &mut told);
             return told;
@@ -241,7 +252,7 @@ pub fn explain_with(
         KnownSession::None => {}
     }
     match found {
-        Some(found) => of_key(&found, route, &mut told),
+        Some(found) => of_key(&found, route, elsewhere, &mut told),
         None => without_key(route, &mut told),
     }
     told
@@ -299,7 +310,7 @@ fn why_route(route: &Route) -> String {
     format!("the most specific route is for {host} and {path}{listener}")
 }
 
-fn of_key(found: &KeyFound<'_>, route: &Route, told: &mut Explanation) {
+fn of_key(found: &KeyFound<'_>, route: &Route, elsewhere: Elsewhere<'_>, told: &mut Explanation) {
     told.note_key(found);
     let key = found.key.as_str();
     let pool = &route.pool;
@@ -311,8 +322,10 @@ fn of_key(found: &KeyFound<'_>, route: &Route, told: &mut Explanation) {
     told.position = Some(format!("{:016x}", ring::position(key.as_bytes())));
     // Before the choice: a placement that ends in between is told as one that was.
     let placed = pool.find(key);
-    let elsewhere = pool.find_elsewhere(key);
-    let Ok(mut choice) = pool.lookup(key) else {
+    let unknown = || Unknown::Key(Arc::clone(pool), key.to_owned());
+    let lives = pool.is_in_doubt(key).then(|| elsewhere(unknown())).flatten();
+    let elsewhere = pool.find_elsewhere(key).or_else(|| lives.clone());
+    let Ok(mut choice) = pool.lookup_where(key, lives) else {
         return told.why.push(refused(pool));
     };
     let backend = choice.backend().id().to_owned();

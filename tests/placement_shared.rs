@@ -172,6 +172,8 @@ fn a_key_that_lives_at_its_home_is_followed_though_that_is_out_of_service() {
     proxies.iter().for_each(|proxy| proxy.wait_for_state("a", "out_of_service"));
     let path = format!("/?room={room}");
     assert_eq!(get(proxies[1].address, &path).text(), "a", "a request follows");
+    let explained = proxies[1].json(&format!("/v1/route?url=/%3Froom={room}"));
+    assert_eq!(explained["backend"], "a", "{explained}");
     let (second, at) = join(&proxies[1], &room);
     assert_eq!(at, "a");
     assert_eq!(join(&proxies[1], &other).1, "b", "one that lives nowhere does not go there");

@@ -1,10 +1,9 @@
 //! The requests of the admin API and their answers.
 
-use std::net::{IpAddr, Ipv4Addr};
-use std::sync::{Arc, OnceLock, PoisonError};
+use std::sync::{Arc, PoisonError};
 
-use axum::extract::rejection::{QueryRejection, StringRejection};
-use axum::extract::{DefaultBodyLimit, Query, Request, State};
+use axum::extract::rejection::StringRejection;
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::header::{ACCEPT, CONTENT_TYPE, VARY, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::{self, Next};
@@ -17,10 +16,8 @@ use tracing::warn;
 use super::guard::Guard;
 use super::path::Named;
 use super::problem::Problem;
-use super::{connections, messages};
-use crate::explain::{self, Door, Explanation, Question};
+use super::{connections, messages, route};
 use crate::fleet::{Fleet, OrderError};
-use crate::http::find_session_elsewhere;
 use crate::observe::access_log::unix_millis;
 use crate::observe::metrics::PageFormat;
 use crate::pool::drain::Drain;
@@ -41,7 +38,7 @@ pub(super) fn router(fleet: Arc<Fleet>, guard: Arc<Guard>) -> Router {
         .route("/v1/pools", get(pools))
         .route("/v1/pools/{pool}/backends/{id}/drain", post(drain))
         .route("/v1/pools/{pool}/backends/{id}/undrain", post(undrain))
-        .route("/v1/route", get(route))
+        .route("/v1/route", get(route::route))
         .route("/v1/status", get(status))
         .route("/v1/reload", post(reload))
         .route("/v1/plan", post(plan).layer(DefaultBodyLimit::max(CONFIG_BYTES)))
@@ -266,53 +263,6 @@ fn find_backend(
     let backend = pool.backend(id).cloned().or_else(departed);
     let backend = backend.ok_or_else(|| missing("backend of this id in this pool"))?;
     Ok((Arc::clone(pool), backend))
-}
-
-/// Explains where a request would go. `url=` once, `header=name:value` for each header line,
-/// `client=` the address that it would come from.
-async fn route(
-    State(fleet): State<Arc<Fleet>>,
-    parameters: Result<Query<Vec<(String, String)>>, QueryRejection>,
-) -> Result<Json<Explanation>, Problem> {
-    let bad = |detail: String| Problem::new(StatusCode::BAD_REQUEST, detail);
-    let Query(parameters) = parameters.map_err(|error| bad(error.body_text()))?;
-    let (mut target, mut lines) = (None, Vec::new());
-    let mut client = IpAddr::from(Ipv4Addr::LOCALHOST);
-    for (name, value) in parameters {
-        let wrong = |error: &dyn std::fmt::Display| bad(format!("{name} {value:?}: {error}"));
-        match name.as_str() {
-            "url" => target = Some(value.parse().map_err(|error| wrong(&error))?),
-            "header" => lines.push(value.parse().map_err(|error| wrong(&error))?),
-            "client" => client = value.parse().map_err(|error| wrong(&error))?,
-            _ => return Err(bad(format!("no parameter is called {name:?}"))),
-        }
-    }
-    let target = target.ok_or_else(|| bad("url is missing: the one to explain".to_owned()))?;
-    Ok(Json(explained(&fleet, &Question::new(target, lines, client)).await))
-}
-
-/// Asks others for a session that is not known here, as a request of it would.
-async fn explained(fleet: &Fleet, question: &Question) -> Explanation {
-    let explained = |elsewhere: explain::Elsewhere<'_>| {
-        let listeners = fleet.listeners.load();
-        let doors = listeners.iter().map(|listener| Door {
-            settings: &listener.settings,
-            address: listener.address,
-            label: &listener.label,
-        });
-        let doors: Vec<Door<'_>> = doors.collect();
-        explain::explain_with(question, &doors, &fleet.shared.snapshot.load(), elsewhere)
-    };
-    let unknown = OnceLock::new();
-    let by_own = explained(&|pool, id| {
-        unknown.get_or_init(|| (Arc::clone(pool), id.to_owned()));
-        None
-    });
-    let Some((pool, id)) = unknown.get() else { return by_own };
-    match find_session_elsewhere(&*fleet.shared.registry, pool, id).await {
-        Some((backend, _)) => explained(&|_, _| Some(Arc::clone(backend))),
-        None => by_own,
-    }
 }
 
 /// What the proxy is and how it does.

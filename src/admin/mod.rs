@@ -11,6 +11,7 @@ mod guard;
 mod messages;
 mod path;
 mod problem;
+mod route;
 
 use std::io;
 use std::net::SocketAddr;

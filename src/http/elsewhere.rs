@@ -1,15 +1,17 @@
 //! Where other proxies have a key that this one has heard nothing of.
 //!
 //! They tell each other of keys away from home alone ([`pool`](crate::pool)). So a key that would not go
-//! to its home here, because that is out of service or full, or because it can't be connected to, may have live connections there all the same: in that case, and in no other, the
-//! registry is asked before the key goes on, for no longer than a handshake may wait for it. Where
-//! it is away or does not answer, the key goes where it can.
+//! to its home here, because that is out of service or full, or because it can't be connected to, may
+//! have live connections there all the same: in that case, and in no other, the registry is asked
+//! before the key goes on, for no longer than a handshake may wait for it. Where it is away or does
+//! not answer, the key goes where it can.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::Context;
 use crate::pool::{Backend, Pool};
+use crate::registry::Registry;
 use crate::route::key::Key;
 
 /// How soon the registry has heard that connections have ended with their backend.
@@ -22,7 +24,7 @@ pub(super) async fn lives_at(
     key: Option<&Key>,
 ) -> Option<Arc<Backend>> {
     let key = key.filter(|key| pool.is_in_doubt(key.as_str()))?;
-    ask(context, pool, key.as_str()).await
+    find(&*context.shared.registry, pool, key.as_str()).await
 }
 
 /// Where a key has live connections that could not be connected to `failed`.
@@ -35,17 +37,18 @@ pub(super) async fn still_lives_at(
     if pool.find_elsewhere(key).is_some() {
         return None;
     }
-    let lives = ask(context, pool, key).await?;
+    let registry = &*context.shared.registry;
+    let lives = find(registry, pool, key).await?;
     if !Arc::ptr_eq(&lives, failed) {
         return Some(lives);
     }
     // It may have just died, and what lived there with it.
     tokio::time::sleep(SOON).await;
-    ask(context, pool, key).await
+    find(registry, pool, key).await
 }
 
-async fn ask(context: &Context, pool: &Pool, key: &str) -> Option<Arc<Backend>> {
-    let others = context.shared.registry.others()?;
-    let id = others.lives_at(pool.name(), key).await.ok()??;
+/// The backend where other proxies have live connections of a key.
+pub(crate) async fn find(registry: &dyn Registry, pool: &Pool, key: &str) -> Option<Arc<Backend>> {
+    let id = registry.others()?.lives_at(pool.name(), key).await.ok()??;
     pool.backend(&id).filter(|backend| !backend.is_lost()).cloned()
 }

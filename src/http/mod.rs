@@ -40,6 +40,7 @@ use arc_swap::ArcSwap;
 use tracing::warn;
 
 pub use self::connection::awaits_proxy_header;
+pub(crate) use self::elsewhere::find as find_key_elsewhere;
 pub(crate) use self::session::{Known as KnownSession, find_elsewhere as find_session_elsewhere};
 pub use self::snapshot::{Route, Snapshot};
 use self::upstream::Upstreams;

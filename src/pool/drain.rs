@@ -156,7 +156,8 @@ pub struct Asked {
 }
 
 /// A drain that may begin.
-struct Beginning {
+#[derive(Debug, Default)]
+pub(super) struct Beginning {
     span: Duration,
     /// How long ago its turns began, for others.
     age: Duration,
@@ -190,7 +191,7 @@ impl Drains {
     }
 
     /// Adds a cause; `None` if it was there.
-    fn add(&self, cause: DrainCause, beginning: &Beginning) -> Option<DrainChange> {
+    pub(super) fn add(&self, cause: DrainCause, beginning: &Beginning) -> Option<DrainChange> {
         let mut now = self.lock();
         if let Some(drain) = &mut *now {
             let is_new = drain.causes & cause as u8 == 0;

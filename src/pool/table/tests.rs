@@ -1,11 +1,10 @@
 //! The table: where a key is and who is counted there, in whatever order handshakes, losses and
 //! drains come.
 
-use std::time::Duration;
-
 use proptest::prelude::*;
 
 use super::super::DrainCause;
+use super::super::drain::Beginning;
 use super::super::tests::{backend, bring_back, lose, put_out};
 use super::*;
 
@@ -41,7 +40,7 @@ impl World {
     }
 
     fn drain(&self, id: &str) {
-        self.named(id).drains().add(DrainCause::Api, Duration::ZERO);
+        self.named(id).drains().add(DrainCause::Api, &Beginning::default());
     }
 
     fn undrain(&self, id: &str) {
