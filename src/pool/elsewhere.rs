@@ -12,7 +12,7 @@
 //! were taken back as soon as the other one has given way, that one's clients would find nobody, and
 //! choose for themselves again. [`Elsewhere::tidy`] takes back what is of no use, seldom enough.
 //!
-//! In the drain of a backend each proxy closes keys in an order of its own. The first to close one
+//! In the drain of a backend all proxies close a key at about the same time. The first to close one
 //! places it elsewhere, and since a drained backend does not win, the others follow; who has closed a
 //! key does not go back there ([`Known::left`]), though another proxy's turn has not come.
 //!
