@@ -9,9 +9,9 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use support::http::{get, header};
-use support::named::{Named, addresses};
+use support::named::{Named, addresses, join};
 use support::scripted::{Accepted, Scripted};
-use support::ws::{self, CLOSE, Ws, close_payload};
+use support::ws::{self, Ws};
 use support::{Backend, Proxy, config, eventually};
 
 /// A config whose backends have these weights.
@@ -22,14 +22,6 @@ fn weighted(backends: &[(&str, SocketAddr)], weights: &[u32], more: &[(&str, &st
         whole = whole.replacen(&plain, &format!("{plain}, weight = {weight}"), 1);
     }
     whole
-}
-
-/// A connection, and the backend that greeted it.
-#[track_caller]
-fn join(proxy: &Proxy, room: &str) -> (Ws, String) {
-    let client = ws::open(proxy.address, &format!("/?room={room}"));
-    let greeting = client.read().text();
-    (client, greeting)
 }
 
 #[track_caller]
@@ -45,24 +37,12 @@ fn join_many(proxy: &Proxy, count: usize, prefix: &str) -> (Vec<Ws>, HashMap<Str
 }
 
 #[track_caller]
-fn leave(client: &Ws) {
-    client.send(CLOSE, close_payload(1000, ""));
-    client.expect_close(1000);
-    client.expect_end();
-}
-
-#[track_caller]
 fn refused(proxy: &Proxy, room: &str, reason: &str) {
     let before = proxy.metric("steadfast_refused_total", &[("reason", reason)]);
     let answer = ws::ask(proxy.address, &format!("/?room={room}"), &[]).answer;
     assert_eq!(answer.status, 503, "{}", answer.text());
     assert_eq!(answer.header("retry-after"), Some("1"));
     assert_eq!(proxy.metric("steadfast_refused_total", &[("reason", reason)]), before + 1.0);
-}
-
-#[track_caller]
-fn wait_for_state(proxy: &Proxy, backend: &str, state: &str) {
-    eventually(&format!("{backend} is {state}"), || (proxy.state(backend) == state).then_some(()));
 }
 
 #[test]
@@ -89,7 +69,7 @@ fn least_connections_fills_up_who_has_least() {
         if backend == "a" { of_a.push(client) } else { of_b.push(client) }
     }
     assert_eq!((of_a.len(), of_b.len()), (6, 6));
-    of_b.iter().for_each(leave);
+    of_b.iter().for_each(Ws::leave);
     proxy.wait_for_metric("steadfast_backend_connections", &[], 6.0);
     let (_more, loads) = join_many(&proxy, 6, "more");
     assert_eq!(loads, HashMap::from([("b".to_owned(), 6)]));
@@ -173,7 +153,7 @@ fn a_full_backend_is_passed_over_but_not_by_those_who_live_there() {
     assert!(!loads.contains_key(&home) && others.len() == 2, "{loads:?}");
     refused(&proxy, "third", "backend_connections");
     assert_eq!(get(proxy.address, "/?room=third").status, 200);
-    leave(&second);
+    second.leave();
     proxy.wait_for_metric("steadfast_backend_connections", &[], 3.0);
     assert_eq!(join(&proxy, "lobby").1, home);
     drop(first);
@@ -240,7 +220,7 @@ fn with_bounded_load_no_backend_is_far_above_the_others() {
     for _ in 0..40 {
         let (client, again) = join(&proxy, "crowd");
         assert_eq!(again, at);
-        leave(&client);
+        client.leave();
     }
 }
 
@@ -259,12 +239,12 @@ fn a_backend_that_comes_back_starts_slowly() {
         // At the start of the proxy all are warm.
         let (before, loads) = join_many(&proxy, 40, "before");
         assert!(loads["a"] >= 10, "{balance}: {loads:?}");
-        before.iter().for_each(leave);
+        before.iter().for_each(Ws::leave);
         proxy.wait_for_metric("steadfast_backend_connections", &[], 0.0);
         backends[0].set_healthy(false);
-        wait_for_state(&proxy, "a", "out_of_service");
+        proxy.wait_for_state("a", "out_of_service");
         backends[0].set_healthy(true);
-        wait_for_state(&proxy, "a", "in_service");
+        proxy.wait_for_state("a", "in_service");
         // A tenth of its weight: about an eleventh of all, or on the ring a twentieth.
         let (_open, loads) = join_many(&proxy, 60, "after");
         let of_a = loads.get("a").copied().unwrap_or(0);
@@ -279,9 +259,9 @@ fn a_slow_start_ends() {
         [&CHECKED[..], &[("pool", "balance = \"round_robin\"\nslow_start = \"400ms\"")]].concat();
     let proxy = Proxy::start(&config(&addresses(&backends), &more));
     backends[0].set_healthy(false);
-    wait_for_state(&proxy, "a", "out_of_service");
+    proxy.wait_for_state("a", "out_of_service");
     backends[0].set_healthy(true);
-    wait_for_state(&proxy, "a", "in_service");
+    proxy.wait_for_state("a", "in_service");
     eventually("an even share", || {
         let asked = (0..10).map(|_| get(proxy.address, "/").text());
         (asked.filter(|backend| backend == "a").count() == 5).then_some(())
@@ -302,7 +282,7 @@ fn websocket_checks_want_a_pong_and_a_close() {
     let (_held, head) = heads.next_request();
     assert!(head.starts_with("GET /echo HTTP/1.1\r\n"), "{head}");
     assert_eq!(header(&head, "upgrade"), Some("websocket"));
-    wait_for_state(&proxy, "mute", "out_of_service");
+    proxy.wait_for_state("mute", "out_of_service");
     assert_eq!(proxy.state("good"), "in_service");
     let line = proxy.process.output();
     assert!(line.contains("no answer within 300ms"), "{line}");
@@ -317,8 +297,8 @@ fn websocket_checks_believe_no_101_that_does_not_answer_to_their_key() {
     let backends = [("deaf", deaf.address), ("plain", plain.address)];
     let more = [("health", "kind = \"websocket\"\ninterval = \"50ms\"\ntimeout = \"300ms\"")];
     let proxy = Proxy::start(&config(&backends, &more));
-    wait_for_state(&proxy, "deaf", "out_of_service");
-    wait_for_state(&proxy, "plain", "out_of_service");
+    proxy.wait_for_state("deaf", "out_of_service");
+    proxy.wait_for_state("plain", "out_of_service");
     assert!(proxy.process.output().contains("does not answer to the key"));
 }
 
@@ -333,17 +313,17 @@ fn in_a_panic_health_is_not_believed_but_loss_is() {
         asked.collect::<std::collections::BTreeSet<_>>().len()
     };
     backends[0].set_healthy(false);
-    wait_for_state(&proxy, "a", "out_of_service");
+    proxy.wait_for_state("a", "out_of_service");
     assert_eq!((panicking(), spread()), (false, 2));
     backends[1].set_healthy(false);
-    wait_for_state(&proxy, "b", "out_of_service");
+    proxy.wait_for_state("b", "out_of_service");
     assert_eq!((panicking(), spread()), (true, 3));
     proxy.wait_for_metric("steadfast_pool_panicking", &[("pool", "pool")], 1.0);
     let lines = |text: &str| proxy.process.output().matches(text).count();
     let (begins, ends) = ("too few backends in service", "enough backends in service");
     eventually("a line tells that it begins", || (lines(begins) == 1).then_some(()));
     backends[2].set_healthy(false);
-    wait_for_state(&proxy, "c", "out_of_service");
+    proxy.wait_for_state("c", "out_of_service");
     assert_eq!(spread(), 3, "all look ill, and all are served");
     for url in ["/", "/?room=page-1"] {
         let told = proxy.json(&format!("/v1/route?url={url}"));
@@ -351,7 +331,7 @@ fn in_a_panic_health_is_not_believed_but_loss_is() {
     }
     backends.iter().for_each(|backend| backend.set_healthy(true));
     for backend in ["a", "b", "c"] {
-        wait_for_state(&proxy, backend, "in_service");
+        proxy.wait_for_state(backend, "in_service");
     }
     assert!(!panicking());
     proxy.wait_for_metric("steadfast_pool_panicking", &[("pool", "pool")], 0.0);

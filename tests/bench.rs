@@ -25,17 +25,24 @@ fn table(text: &str, head: &str) -> BTreeMap<String, Vec<String>> {
     rows.collect()
 }
 
-#[test]
-fn the_script_measures_every_figure_that_the_guide_shows() {
-    // Without HAProxy and nginx, which are not installed for a test.
+/// Runs `scripts/bench` briefly, with what was built for the tests; gives what it prints.
+fn bench(arguments: &[&str]) -> String {
     let run = Command::new(root().join("scripts/bench"))
-        .args(["--quick", "--seconds", "0.1", "--no-build", "--against", "none", "--markdown"])
+        .args(["--quick", "--no-build", "--markdown"])
+        .args(arguments)
         .arg("--binaries")
         .arg(binary("load").parent().unwrap())
         .output()
         .unwrap();
     let said = String::from_utf8(run.stdout).unwrap();
     assert!(run.status.success(), "{said}{}", String::from_utf8_lossy(&run.stderr));
+    said
+}
+
+#[test]
+fn the_script_measures_every_figure_that_the_guide_shows() {
+    // Without HAProxy and nginx, which are not installed for a test.
+    let said = bench(&["--seconds", "0.1", "--against", "none"]);
     let measured = table(&said, "| median of 1 round |");
     for (figure, cells) in &measured {
         assert!(!cells[1].is_empty(), "no {figure} of the proxy: {said}");
@@ -48,22 +55,7 @@ fn the_script_measures_every_figure_that_the_guide_shows() {
 
 #[test]
 fn a_fleet_is_measured_beside_socket_io() {
-    let run = Command::new(root().join("scripts/bench"))
-        .args([
-            "--quick",
-            "--no-build",
-            "--markdown",
-            "--only",
-            "registration",
-            "--only",
-            "fan-out",
-        ])
-        .arg("--binaries")
-        .arg(binary("load").parent().unwrap())
-        .output()
-        .unwrap();
-    let said = String::from_utf8(run.stdout).unwrap();
-    assert!(run.status.success(), "{said}{}", String::from_utf8_lossy(&run.stderr));
+    let said = bench(&["--only", "registration", "--only", "fan-out"]);
     let measured = table(&said, "| median of 1 round | Steadfast | Socket.IO |");
     assert!(measured.len() > 12, "{said}");
     for (figure, cells) in &measured {

@@ -255,9 +255,11 @@ fn documented_metrics(operate: &str) -> BTreeMap<String, String> {
     named.map(|row| (code(row[0]).to_owned(), row[1].to_owned())).collect()
 }
 
-/// The names that `metrics.rs` registers: a literal with its help as the next one.
+/// The names that are registered: a literal with its help as the next one.
 fn registered_metrics() -> BTreeSet<String> {
-    let source = source("src/observe/metrics.rs");
+    let mut files = Vec::new();
+    sources(&root().join("src/observe/metrics"), &mut files);
+    let source: String = files.iter().map(|file| source(file)).collect();
     let literals = literals(&source);
     let pairs = literals.windows(2).filter(|pair| {
         source[pair[0].1..pair[1].0].trim() == "," && pair[1].2.starts_with(char::is_uppercase)

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use support::http::{header, read_head, request};
 use support::redis::{Client, Redis};
 use support::scripted::{Handed, Scripted, switching};
-use support::ws::{self, BINARY, CLOSE, Frame, Ws};
+use support::ws::{self, BINARY, Frame, Ws};
 use support::{Process, Proxy, config, eventually, python, root, run_peer, send};
 
 /// A proxy of the fleet of that Redis.
@@ -62,6 +62,7 @@ fn publish_by_command_line(redis: &Redis) -> String {
             let message = json!({ "text": text });
             writeln!(input, "PUBLISH steadfast:to:room:room-{room} '{message}'").unwrap();
         }
+        // The pace of the talk: the backends speak in between.
         std::thread::sleep(Duration::from_millis(PAUSE_MS));
     }
     drop(input);
@@ -236,19 +237,8 @@ fn a_member_that_does_not_read_is_closed_and_the_others_are_not() {
     }
     let grown = world.proxies[0].memory_kib("VmRSS").saturating_sub(memory);
     assert!(grown < 8 * 1024, "{grown} KiB more");
-    let mut got = 0;
-    let close = loop {
-        let frame = slow.client.read();
-        if frame.opcode == CLOSE {
-            break frame;
-        }
-        assert_eq!(frame, Frame::new(BINARY, payload.clone()));
-        got += 1;
-    };
-    assert_eq!(close.close().0, 1013);
+    let got = slow.client.read_to_slow_close(&Frame::new(BINARY, payload.clone()));
     assert!(got < sent, "{got} of {sent}");
-    slow.client.send_close(1013, "");
-    slow.client.expect_end();
     let slow = [("reason", "slow_client")];
     world.proxies[0].wait_for_metric("steadfast_closes_total", &slow, 1.0);
     assert_eq!(world.proxies[1].metric("steadfast_closes_total", &slow), 0.0);

@@ -126,6 +126,7 @@ fn a_slow_answer_is_no_slow_head() {
     let client = connect(proxy.address);
     send(&client, REQUEST);
     let (stream, _) = accepted.next_request();
+    // Longer than a head may take, and than a connection may idle.
     std::thread::sleep(millis(600));
     send(&stream, ANSWER.as_bytes());
     assert_eq!(http::read_answer(&client, false).status, 200);

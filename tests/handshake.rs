@@ -7,15 +7,13 @@ mod support;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use steadfast::pool::ring::Ring;
-
 use support::http::{self, Answer, header, headers, read_head};
+use support::named::rooms_of;
 use support::scripted::{Refusing, Scripted, switching};
 use support::ws::{self, ACCEPT, BINARY, Frame, KEY, TEXT, handshake_head, masked, unmasked};
 use support::{Proxy, config, connect, eventually, read_to_end, send};
@@ -34,9 +32,7 @@ fn ask_raw(address: SocketAddr, head: &str, behind: &[u8]) -> (TcpStream, Answer
 
 /// A room whose home on the ring of `ids` is the backend with this id.
 fn room_at(id: &str, ids: &[&str]) -> String {
-    let ring = Ring::new(ids.iter().map(|id| (*id, NonZeroU32::MIN)));
-    let mut rooms = (0..).map(|number| format!("room-{number}"));
-    rooms.find(|room| ids[ring.owner(room.as_bytes()).unwrap()] == id).unwrap()
+    rooms_of(ids, id).next().unwrap()
 }
 
 /// Checks that a peer sends nothing for a while.

@@ -15,7 +15,7 @@ use support::http::{get, read_head};
 use support::named::{self, Named};
 use support::scripted::{Scripted, switching};
 use support::ws::{self, CLOSE, TEXT, Ws, close_payload, unmasked};
-use support::{Backend, Proxy, addresses, config, eventually, send, within};
+use support::{Backend, Proxy, SetWhenDropped, addresses, config, eventually, send, within};
 
 const FAST: [(&str, &str); 4] = [
     ("health", "kind = \"http\""),
@@ -26,11 +26,6 @@ const FAST: [(&str, &str); 4] = [
 
 fn checked(more: &[(&'static str, &'static str)]) -> Vec<(&'static str, &'static str)> {
     [&FAST[..], &[("health", "path = \"/health\"")], more].concat()
-}
-
-#[track_caller]
-fn wait_for_state(proxy: &Proxy, backend: &str, state: &str) {
-    eventually(&format!("{backend} is {state}"), || (proxy.state(backend) == state).then_some(()));
 }
 
 /// How often a backend came to a state, and for what reason.
@@ -66,7 +61,7 @@ fn http_checks_put_out_after_fall_and_bring_back_after_rise() {
 
     a.set_healthy(false);
     let before = a.checks();
-    wait_for_state(&proxy, "a", "out_of_service");
+    proxy.wait_for_state("a", "out_of_service");
     assert!(a.checks() >= before + 3, "{} checks were enough", a.checks() - before);
     proxy.wait_for_metric("steadfast_backend_in_service", &[("backend", "a")], 0.0);
     // More of the same changes nothing, and says nothing.
@@ -75,7 +70,7 @@ fn http_checks_put_out_after_fall_and_bring_back_after_rise() {
 
     a.set_healthy(true);
     let before = a.checks();
-    wait_for_state(&proxy, "a", "in_service");
+    proxy.wait_for_state("a", "in_service");
     assert!(a.checks() >= before + 4, "{} checks were enough", a.checks() - before);
 
     assert_eq!(changes(&proxy, "a", "out_of_service", "checks_failed"), 1.0);
@@ -104,10 +99,10 @@ fn tcp_checks_ask_only_whether_a_connection_can_be_opened() {
     assert_eq!(proxy.state("a"), "in_service");
     // It refuses: it goes, but is not gone.
     backends[0].shut_door();
-    wait_for_state(&proxy, "a", "draining");
+    proxy.wait_for_state("a", "draining");
     client.answer_close(1012);
     backends[0].open_door();
-    wait_for_state(&proxy, "a", "in_service");
+    proxy.wait_for_state("a", "in_service");
     assert_eq!(changes(&proxy, "a", "lost", "unreachable"), 0.0);
 }
 
@@ -174,7 +169,7 @@ fn a_killed_backend_costs_its_own_clients_a_clean_close_and_others_nothing() {
         // And it comes back where it was; what moved stays whole where it is.
         let address = backends[1].address;
         backends[1] = Backend::start_at("b", address);
-        wait_for_state(&proxy, "b", "in_service");
+        proxy.wait_for_state("b", "in_service");
         for (room, (backend, client)) in &moved {
             assert_eq!(get(proxy.address, &format!("/health?room={room}")).text(), *backend);
             echoes(client, "whole");
@@ -192,15 +187,6 @@ fn a_killed_backend_costs_its_own_clients_a_clean_close_and_others_nothing() {
     assert_eq!(proxy.metric("steadfast_closes_total", &labels), hit.len() as f64);
 }
 
-/// Ends threads also where a test fails.
-struct SetWhenDropped<'a>(&'a AtomicBool);
-
-impl Drop for SetWhenDropped<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
-}
-
 #[test]
 fn a_stopped_backend_is_out_of_service_but_its_connections_live() {
     let backends = Backend::fleet(&["a", "b"]);
@@ -211,7 +197,7 @@ fn a_stopped_backend_is_out_of_service_but_its_connections_live() {
     let crowd = crowd(&proxy, 10);
     let (room, _, client) = crowd.iter().find(|(_, backend, _)| backend == "a").unwrap();
     backends[0].process.signal("STOP");
-    wait_for_state(&proxy, "a", "out_of_service");
+    proxy.wait_for_state("a", "out_of_service");
     client.send(TEXT, "said meanwhile");
     // It goes on being slow for longer than what would make a silent one lost.
     let so_far = lines(&proxy, &["health check failed", "no answer within"]);
@@ -222,7 +208,7 @@ fn a_stopped_backend_is_out_of_service_but_its_connections_live() {
     assert_eq!(proxy.state("a"), "out_of_service");
     backends[0].process.signal("CONT");
     client.expect_text("said meanwhile");
-    wait_for_state(&proxy, "a", "in_service");
+    proxy.wait_for_state("a", "in_service");
     echoes(client, "as ever");
     assert_eq!(get(proxy.address, &format!("/health?room={room}")).text(), "a");
     let lost = [("backend", "a"), ("outcome", "lost")];
@@ -257,7 +243,7 @@ fn out_for_lost_after_while_another_serves_ends_its_connections() {
         echoes(client, "untouched");
     }
     backends[0].set_healthy(true);
-    wait_for_state(&proxy, "a", "in_service");
+    proxy.wait_for_state("a", "in_service");
 }
 
 #[test]
@@ -337,7 +323,7 @@ fn a_backend_to_which_no_check_can_even_connect_is_lost() {
     let at_a = proxy.metric("steadfast_backend_connections", &[("backend", "a")]);
     assert!((1.0..20.0).contains(&at_a), "{at_a}");
     let _queue = freezing.freeze();
-    wait_for_state(&proxy, "a", "lost");
+    proxy.wait_for_state("a", "lost");
     assert_eq!(changes(&proxy, "a", "lost", "unreachable"), 1.0);
     let labels = [("reason", "backend_lost"), ("code", "1014")];
     // Its own clients are told; those of the other are greeted and echo as ever.
@@ -366,14 +352,14 @@ fn after_an_outage_of_all_the_first_to_return_does_not_make_the_others_lost_at_o
         .unwrap();
     let out = Instant::now();
     backends.iter().for_each(|backend| backend.set_healthy(false));
-    wait_for_state(&proxy, "a", "out_of_service");
-    wait_for_state(&proxy, "b", "out_of_service");
+    proxy.wait_for_state("a", "out_of_service");
+    proxy.wait_for_state("b", "out_of_service");
     assert_eq!(ws::ask(proxy.address, "/?room=new", &[]).answer.status, 503);
     // Much longer than lost_after, but nobody else served.
     eventually("a long outage", || (out.elapsed() > Duration::from_secs(5)).then_some(()));
     echoes(&client, "alive");
     backends[0].set_healthy(true);
-    wait_for_state(&proxy, "a", "in_service");
+    proxy.wait_for_state("a", "in_service");
     let back = Instant::now();
     // The time is looked at once a second.
     client.answer_close(1014);
@@ -428,7 +414,7 @@ fn failures_of_traffic_in_a_row_put_out_and_it_is_tried_again_after_ten_seconds(
     assert_eq!(proxy.state("a"), "out_of_service");
     let out = Instant::now();
     assert_eq!(status("/open"), 503);
-    wait_for_state(&proxy, "a", "in_service");
+    proxy.wait_for_state("a", "in_service");
     let after = out.elapsed().as_secs_f64();
     assert!((9.0..14.0).contains(&after), "tried again after {after} s");
     // On trial one failure is enough.
@@ -489,8 +475,8 @@ fn a_proxy_starts_while_all_backends_are_down_and_serves_when_they_come() {
     let (a, b) = (free_address(), free_address());
     let proxy = Proxy::start(&config(&[("a", a), ("b", b)], &checked(&[("health", "rise = 1")])));
     assert_eq!(get(proxy.admin, "/readyz").status, 200);
-    wait_for_state(&proxy, "a", "out_of_service");
-    wait_for_state(&proxy, "b", "out_of_service");
+    proxy.wait_for_state("a", "out_of_service");
+    proxy.wait_for_state("b", "out_of_service");
     for room in ["", "?room=x"] {
         let asked = ws::ask(proxy.address, &format!("/echo{room}"), &[]);
         assert_eq!((asked.answer.status, asked.answer.header("retry-after")), (503, Some("1")));
@@ -499,7 +485,7 @@ fn a_proxy_starts_while_all_backends_are_down_and_serves_when_they_come() {
     }
     assert_eq!(proxy.metric("steadfast_refused_total", &[("reason", "no_backend")]), 4.0);
     let _backend = Backend::start_at("b", b);
-    wait_for_state(&proxy, "b", "in_service");
+    proxy.wait_for_state("b", "in_service");
     for number in 0..10 {
         assert_eq!(get(proxy.address, &format!("/health?room={number}")).text(), "b");
         echoes(&ws::open(proxy.address, &format!("/echo?room={number}")), "served");

@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::io::Write;
 use std::net::TcpStream;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -16,7 +17,7 @@ use support::http::get;
 use support::in_process::{InProcess, runtime};
 use support::scripted::{Handed, Scripted};
 use support::ws::{self, BINARY, CLOSE, Frame, PING, TEXT, Ws, close_payload, unmasked};
-use support::{eventually, send};
+use support::{SetWhenDropped, eventually, send};
 
 /// A proxy in this process before one scripted backend.
 struct Injected {
@@ -59,37 +60,74 @@ impl Injected {
 
 const MESSAGES: usize = 1000;
 
+/// Says message after message, each in fragments, until it is over, then Close; counts in `said`.
+fn speak(mut stream: TcpStream, over: &AtomicBool, said: &AtomicUsize) {
+    for number in 0_usize.. {
+        if over.load(Ordering::SeqCst) {
+            break;
+        }
+        if stream.write_all(&ws::fragmented(number)).is_err() {
+            return;
+        }
+        said.store(number + 1, Ordering::SeqCst);
+    }
+    let _ = stream.write_all(&unmasked(CLOSE, close_payload(1000, "")));
+}
+
+/// What a client has heard: messages of the backend, each of which must be whole, and between them
+/// those that were injected.
+#[derive(Default)]
+struct Heard {
+    injected: usize,
+    /// Messages of the backend that have ended.
+    whole: usize,
+    /// What the open message of the backend is made of, and how many fragments have come.
+    open: Option<(u8, usize)>,
+    /// Injected messages that came after one of the backend.
+    between: usize,
+}
+
+impl Heard {
+    /// Takes a frame; `false` if it is the Close.
+    #[track_caller]
+    fn takes(&mut self, frame: &Frame) -> bool {
+        match frame.opcode {
+            PING => assert!(self.open.is_some(), "a ping stands where it stood"),
+            BINARY => {
+                assert_eq!(self.open, None, "a message within another");
+                self.open = Some((u8::try_from(self.whole % 251).unwrap(), 1));
+                assert_eq!(frame.payload.len(), 700 + self.whole % 3000);
+            }
+            0 => {
+                let (fill, fragments) = self.open.expect("the continuation of a message");
+                assert!(frame.payload.iter().all(|byte| *byte == fill));
+                self.open = (!frame.fin).then_some((fill, fragments + 1));
+                assert_eq!(frame.fin, fragments == 2);
+                self.whole += usize::from(frame.fin);
+            }
+            TEXT => {
+                assert_eq!(self.open, None, "inside a message of the backend");
+                assert_eq!(frame.text(), format!("injected {}", self.injected));
+                self.injected += 1;
+                self.between += usize::from(self.whole > 0);
+            }
+            CLOSE => return false,
+            other => panic!("opcode {other}"),
+        }
+        true
+    }
+}
+
 #[test]
 fn messages_go_in_between_messages_of_a_backend_at_full_speed() {
     let proxy = Injected::start();
-    let (client, mut stream, id) = proxy.open();
+    let (client, stream, id) = proxy.open();
     let over = AtomicBool::new(false);
     let received = AtomicUsize::new(0);
     let said = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         let _over = SetWhenDropped(&over);
-        // Messages of three fragments with a ping in each, of sizes that fit no read.
-        scope.spawn(|| {
-            use std::io::Write;
-            for number in 0_usize.. {
-                if over.load(Ordering::SeqCst) {
-                    break;
-                }
-                let piece = vec![u8::try_from(number % 251).unwrap(); 700 + number % 3000];
-                let fragment = |opcode, fin| Frame { fin, ..Frame::new(opcode, piece.clone()) };
-                let message = [
-                    fragment(BINARY, false).encode(None),
-                    unmasked(PING, "in a message"),
-                    fragment(0, false).encode(None),
-                    fragment(0, true).encode(None),
-                ];
-                if stream.write_all(&message.concat()).is_err() {
-                    return;
-                }
-                said.store(number + 1, Ordering::SeqCst);
-            }
-            let _ = stream.write_all(&unmasked(CLOSE, close_payload(1000, "")));
-        });
+        scope.spawn(|| speak(stream, &over, &said));
         scope.spawn(|| {
             // Not before the backend speaks: what comes in between is what is tested.
             eventually("the backend speaks", || (said.load(Ordering::SeqCst) > 0).then_some(()));
@@ -101,51 +139,19 @@ fn messages_go_in_between_messages_of_a_backend_at_full_speed() {
                 proxy.deliver(&id, unmasked(TEXT, format!("injected {number}"))).unwrap();
             }
         });
-        let (mut injected, mut whole, mut open, mut between) = (0, 0_usize, None, 0);
-        loop {
-            let frame = client.read();
-            match frame.opcode {
-                PING => assert!(open.is_some(), "a ping stands where it stood"),
-                BINARY => {
-                    assert_eq!(open, None, "a message within another");
-                    open = Some((u8::try_from(whole % 251).unwrap(), 1));
-                    assert_eq!(frame.payload.len(), 700 + whole % 3000);
-                }
-                0 => {
-                    let (fill, fragments) = open.expect("the continuation of a message");
-                    assert!(frame.payload.iter().all(|byte| *byte == fill));
-                    open = (!frame.fin).then_some((fill, fragments + 1));
-                    assert_eq!(frame.fin, fragments == 2);
-                    whole += usize::from(frame.fin);
-                }
-                TEXT => {
-                    assert_eq!(open, None, "inside a message of the backend");
-                    assert_eq!(frame.text(), format!("injected {injected}"));
-                    injected += 1;
-                    received.store(injected, Ordering::SeqCst);
-                    between += usize::from(whole > 0);
-                }
-                CLOSE => break,
-                other => panic!("opcode {other}"),
-            }
-            if injected == MESSAGES && whole > 100 {
+        let mut heard = Heard::default();
+        while heard.takes(&client.read()) {
+            received.store(heard.injected, Ordering::SeqCst);
+            if heard.injected == MESSAGES && heard.whole > 100 {
                 over.store(true, Ordering::SeqCst);
             }
         }
+        let Heard { injected, whole, between, .. } = heard;
         assert_eq!(injected, MESSAGES);
         assert_eq!(whole, said.load(Ordering::SeqCst), "nothing of the backend is lost");
         assert!(between > MESSAGES / 2, "{whole} {between}: they did not come in between");
     });
     assert_eq!(proxy.metric("steadfast_injected_messages_total", ""), 1000.0);
-}
-
-/// Ends threads also where a test fails.
-struct SetWhenDropped<'a>(&'a AtomicBool);
-
-impl Drop for SetWhenDropped<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
 }
 
 #[test]

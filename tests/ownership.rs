@@ -297,6 +297,7 @@ fn idle_connections_cost_redis_next_to_nothing() {
     world.is_whole(Duration::from_secs(5), &[&world.proxies[0], &world.proxies[1]]);
     let mut store = world.store();
     let _: () = redis::cmd("CONFIG").arg("RESETSTAT").query(&mut store).unwrap();
+    // So long is counted what they cost.
     std::thread::sleep(TIME);
     let stats: String = redis::cmd("INFO").arg("commandstats").query(&mut store).unwrap();
     let calls = stats.lines().filter_map(|line| {
@@ -444,16 +445,16 @@ fn in_a_cluster_each_is_found_until_its_proxy_leaves() {
     runtime().block_on(async {
         let (proxy, other) = (join_at(place.clone(), "one"), join_at(place, "two"));
         let running = [run(&proxy, SOME), run(&other, 0)];
-        let fleet = other.fleet().unwrap();
+        let others = other.others().unwrap();
         let found = async |wanted: u64| {
             let until = Instant::now() + Duration::from_secs(20);
             loop {
                 let mut found = 0;
                 for number in 0..SOME {
                     let id = format!("one.{:02x}{number:016x}", number % 64);
-                    let owned = fleet.owner(&id).await.unwrap_or_default();
+                    let owned = others.owner(&id).await.unwrap_or_default();
                     let key = format!("key {number}");
-                    let of_key = fleet.of_key("pool", &key, None, 9).await.unwrap_or_default();
+                    let of_key = others.of_key("pool", &key, None, 9).await.unwrap_or_default();
                     let is_there = owned.is_some_and(|owned| of_key == [owned]);
                     found += u64::from(is_there);
                 }
@@ -483,23 +484,23 @@ fn others_are_found_in_redis() {
     runtime().block_on(async {
         let (one, two) = (join(&world.redis.url(), "one"), join(&world.redis.url(), "two"));
         let running = [run(&one, 0), run(&two, 0)];
-        let fleet = one.fleet().unwrap();
+        let others = one.others().unwrap();
         let until = Instant::now() + Duration::from_secs(20);
-        while fleet.peers().len() < 2 {
-            assert!(Instant::now() < until, "{:?}", fleet.peers());
+        while others.peers().len() < 2 {
+            assert!(Instant::now() < until, "{:?}", others.peers());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        let peers = fleet.peers();
+        let peers = others.peers();
         let two = peers.iter().find(|peer| peer.proxy == "two").unwrap();
         assert_eq!(two.admin.as_deref(), Some("127.0.0.1:1"));
         assert_eq!(two.rings, [("pool".to_owned(), "f00d".to_owned())]);
         assert!(peers.iter().any(|peer| peer.proxy == id_of(proxy)));
 
-        let found = fleet.owner(wanted[0]).await.unwrap().unwrap();
+        let found = others.owner(wanted[0]).await.unwrap().unwrap();
         assert_eq!((&found.id, &*found.record.pool), (wanted[0], "pool"));
         assert_eq!(found.record.key.as_deref(), Some("k3"));
         for nobody in ["", "edge", ".", "edge-1.00", "é.é", &format!("{}0", wanted[0])] {
-            assert_eq!(fleet.owner(nobody).await.unwrap(), None, "{nobody}");
+            assert_eq!(others.owner(nobody).await.unwrap(), None, "{nobody}");
         }
         // What has no record is nobody's.
         let mut store = world.store();
@@ -507,14 +508,14 @@ fn others_are_found_in_redis() {
         let mut ids = Vec::new();
         loop {
             let after = ids.last().map(String::as_str);
-            let page = fleet.of_key("pool", "k3", after, 3).await.unwrap();
+            let page = others.of_key("pool", "k3", after, 3).await.unwrap();
             ids.extend(page.iter().map(|owned| owned.id.clone()));
             if page.len() < 3 {
                 break;
             }
         }
         assert_eq!(ids.iter().collect::<Vec<_>>(), wanted);
-        assert!(fleet.of_key("pool", "never", None, 9).await.unwrap().is_empty());
+        assert!(others.of_key("pool", "never", None, 9).await.unwrap().is_empty());
         running.iter().for_each(JoinHandle::abort);
     });
 }

@@ -6,22 +6,13 @@ mod support;
 
 use std::collections::{HashMap, HashSet};
 use std::io::Write;
-use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use steadfast::pool::ring::Ring;
 use support::http::get;
-use support::named::{Named, addresses};
-use support::ws::{self, CLOSE, TEXT, Ws, close_payload};
-use support::{Proxy, config, eventually};
-
-/// So many rooms whose home is `home`.
-fn rooms_of<'a>(ids: &'a [&str], home: &'a str) -> impl Iterator<Item = String> + 'a {
-    let ring = Ring::new(ids.iter().map(|id| (*id, NonZeroU32::MIN)));
-    let rooms = (0..).map(|number| format!("room-{number}"));
-    rooms.filter(move |room| ids[ring.owner(room.as_bytes()).unwrap()] == home)
-}
+use support::named::{Named, addresses, join, rooms_of};
+use support::ws::{self, CLOSE, TEXT, Ws};
+use support::{Proxy, SetWhenDropped, config, eventually};
 
 const CHECKED: [(&str, &str); 6] = [
     ("health", "kind = \"http\""),
@@ -33,31 +24,10 @@ const CHECKED: [(&str, &str); 6] = [
 ];
 
 #[track_caller]
-fn wait_for_state(proxy: &Proxy, backend: &str, state: &str) {
-    eventually(&format!("{backend} is {state}"), || (proxy.state(backend) == state).then_some(()));
-}
-
-/// A connection, and the backend that greeted it.
-#[track_caller]
-fn join(proxy: &Proxy, room: &str) -> (Ws, String) {
-    let client = ws::open(proxy.address, &format!("/?room={room}"));
-    let greeting = client.read().text();
-    (client, greeting)
-}
-
-#[track_caller]
 fn asked(proxy: &Proxy, room: &str) -> String {
     let answer = get(proxy.address, &format!("/?room={room}"));
     assert_eq!(answer.status, 200, "{}", answer.text());
     answer.text()
-}
-
-/// Ends a connection, as a client does.
-#[track_caller]
-fn leave(client: &Ws) {
-    client.send(CLOSE, close_payload(1000, ""));
-    client.expect_close(1000);
-    client.expect_end();
 }
 
 #[track_caller]
@@ -76,7 +46,7 @@ fn a_live_key_stays_whole_while_its_home_is_out_and_when_it_is_back() {
     assert_eq!(at, "a");
 
     backends[0].set_healthy(false);
-    wait_for_state(&proxy, "a", "out_of_service");
+    proxy.wait_for_state("a", "out_of_service");
     // What lives there stays, and whoever comes meets it: the backend lives, it only looks ill.
     assert_eq!(join(&proxy, &old).1, "a");
     assert_eq!(asked(&proxy, &old), "a");
@@ -89,15 +59,15 @@ fn a_live_key_stays_whole_while_its_home_is_out_and_when_it_is_back() {
     assert_eq!(asked(&proxy, &new), away);
 
     backends[0].set_healthy(true);
-    wait_for_state(&proxy, "a", "in_service");
+    proxy.wait_for_state("a", "in_service");
     assert_eq!(join(&proxy, &new).1, away);
     assert_eq!(asked(&proxy, &new), away);
-    leave(&first);
+    first.leave();
     assert_eq!(join(&proxy, &new).1, away, "one of the key is still there");
     assert_eq!(asked(&proxy, &new), away);
     still_echoes(&second);
     // With the last one gone it is free to go home.
-    leave(&second);
+    second.leave();
     eventually("the key goes home", || (asked(&proxy, &new) == "a").then_some(()));
     assert_eq!(join(&proxy, &new).1, "a");
     still_echoes(&oldest);
@@ -153,7 +123,7 @@ fn a_key_without_connections_tries_the_next_on_the_ring() {
     backends[0].open_door();
     assert_eq!(join(&proxy, &room).1, next);
     assert_eq!(asked(&proxy, &room), next);
-    leave(&member);
+    member.leave();
     eventually("the key goes home", || (asked(&proxy, &room) == "a").then_some(()));
     // All doors shut: one answer, without going in circles.
     backends.iter().for_each(Named::shut_door);
@@ -215,15 +185,6 @@ fn handshakes_at_once_end_on_one_backend_when_their_home_refuses() {
     for (room, backends) in &at {
         assert_eq!(backends.len(), 1, "{room} is on {backends:?}");
         assert!(!backends.contains("a"));
-    }
-}
-
-/// Ends a thread also where a test fails.
-struct SetWhenDropped<'a>(&'a AtomicBool);
-
-impl Drop for SetWhenDropped<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
     }
 }
 

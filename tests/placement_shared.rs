@@ -6,17 +6,15 @@ mod support;
 
 use std::collections::HashMap;
 use std::io::Write;
-use std::num::NonZeroU32;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use steadfast::pool::ring::Ring;
 use support::http::{self, get};
-use support::named::{Named, addresses};
-use support::ws::{self, CLOSE, Ws, close_payload, handshake_head};
-use support::{Proxy, RedisServer, config, connect, eventually, within};
+use support::named::{Named, addresses, join, rooms_of};
+use support::ws::{self, CLOSE, close_payload, handshake_head};
+use support::{Proxy, RedisServer, SetWhenDropped, config, connect, eventually, within};
 
 /// So long a key may be on two backends.
 const TOLERANCE: Duration = Duration::from_secs(2);
@@ -35,28 +33,6 @@ fn shared(backends: &[Named], redis: &RedisServer, more: &[(&str, &str)]) -> Str
     config(&addresses(backends), more) + &registry
 }
 
-/// So many rooms whose home is `home`.
-fn rooms_of<'a>(ids: &'a [&str], home: &'a str) -> impl Iterator<Item = String> + 'a {
-    let ring = Ring::new(ids.iter().map(|id| (*id, NonZeroU32::MIN)));
-    let rooms = (0..).map(|number| format!("room-{number}"));
-    rooms.filter(move |room| ids[ring.owner(room.as_bytes()).unwrap()] == home)
-}
-
-/// A connection, and the backend that greeted it.
-#[track_caller]
-fn join(proxy: &Proxy, room: &str) -> (Ws, String) {
-    let client = ws::open(proxy.address, &format!("/?room={room}"));
-    let greeting = client.read().text();
-    (client, greeting)
-}
-
-#[track_caller]
-fn leave(client: &Ws) {
-    client.send(CLOSE, close_payload(1000, ""));
-    client.expect_close(1000);
-    client.expect_end();
-}
-
 fn ask_redis(redis: &RedisServer, command: &[&str]) -> String {
     let port = redis.port.to_string();
     let answer = Command::new("redis-cli").args(["-p", &port]).args(command).output().unwrap();
@@ -69,11 +45,6 @@ fn placed(redis: &RedisServer) -> Vec<String> {
     answer.lines().map(str::to_owned).filter(|line| !line.is_empty()).collect()
 }
 
-#[track_caller]
-fn wait_for_state(proxy: &Proxy, backend: &str, state: &str) {
-    eventually(&format!("{backend} is {state}"), || (proxy.state(backend) == state).then_some(()));
-}
-
 #[test]
 fn a_key_away_from_home_is_followed_by_the_other_proxy_and_forgotten_when_it_is_gone() {
     let redis = RedisServer::start();
@@ -82,7 +53,7 @@ fn a_key_away_from_home_is_followed_by_the_other_proxy_and_forgotten_when_it_is_
     // This one sees that the home is out of service, and the other does not.
     let sees = Proxy::start(&shared(&backends, &redis, &CHECKED));
     let sees_not = Proxy::start(&shared(&backends, &redis, &UNCHECKED));
-    wait_for_state(&sees, "a", "out_of_service");
+    sees.wait_for_state("a", "out_of_service");
     let room = rooms_of(&["a", "b"], "a").next().unwrap();
     let (first, at) = join(&sees, &room);
     assert_eq!(at, "b");
@@ -107,11 +78,11 @@ fn a_key_away_from_home_is_followed_by_the_other_proxy_and_forgotten_when_it_is_
     let late = Proxy::start(&shared(&backends, &redis, &UNCHECKED));
     assert_eq!(get(late.address, &path).text(), "b");
     backends[0].set_healthy(true);
-    wait_for_state(&sees, "a", "in_service");
+    sees.wait_for_state("a", "in_service");
     assert_eq!(join(&sees, &room).1, "b");
-    leave(&first);
+    first.leave();
     assert_eq!(join(&sees, &room).1, "b", "one of the other proxy is there");
-    leave(&second);
+    second.leave();
     within(TOLERANCE, "nobody says anything", || placed(&redis).is_empty().then_some(()));
     within(TOLERANCE, "it goes home", || (get(sees.address, &path).text() == "a").then_some(()));
 }
@@ -126,7 +97,7 @@ fn a_redis_that_takes_no_writes_still_tells_where_a_key_is() {
     backends[0].set_healthy(false);
     let sees = Proxy::start(&shared(&backends, &redis, &CHECKED));
     let sees_not = Proxy::start(&shared(&backends, &redis, &UNCHECKED));
-    wait_for_state(&sees, "a", "out_of_service");
+    sees.wait_for_state("a", "out_of_service");
     for proxy in [&sees, &sees_not] {
         proxy.wait_for_metric("steadfast_registry_up", &[], 1.0);
     }
@@ -148,7 +119,7 @@ fn of_two_places_the_first_on_the_ring_wins_once_proxies_hear_of_each_other() {
     redis.process.signal("STOP");
     let away = Proxy::start(&shared(&backends, &redis, &CHECKED));
     let at_home = Proxy::start(&shared(&backends, &redis, &UNCHECKED));
-    wait_for_state(&away, "a", "out_of_service");
+    away.wait_for_state("a", "out_of_service");
     let room = rooms_of(&["a", "b"], "a").next().unwrap();
     let ((loser, of_loser), (winner, of_winner)) = (join(&away, &room), join(&at_home, &room));
     assert_eq!((of_loser.as_str(), of_winner.as_str()), ("b", "a"), "neither knows of the other");
@@ -159,7 +130,7 @@ fn of_two_places_the_first_on_the_ring_wins_once_proxies_hear_of_each_other() {
     assert_eq!(join(&at_home, &room).1, "a");
     // Until it can.
     backends[0].set_healthy(true);
-    wait_for_state(&away, "a", "in_service");
+    away.wait_for_state("a", "in_service");
     let (mover, _) = join(&away, &room);
     let (code, text) = loop {
         let frame = loser.read();
@@ -173,15 +144,6 @@ fn of_two_places_the_first_on_the_ring_wins_once_proxies_hear_of_each_other() {
     let closes = [("reason", "placed_elsewhere")];
     assert!(away.metric("steadfast_closes_total", &closes) >= 1.0);
     drop((winner, mover));
-}
-
-/// Ends the storm, also where an expectation fails in it.
-struct Stop<'a>(&'a AtomicBool);
-
-impl Drop for Stop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
 }
 
 /// A client of a storm: joins, stays a while, goes. Refusals and losses are part of it.
@@ -209,7 +171,7 @@ fn one_key_is_never_on_two_backends_while_one_dies_and_returns() {
     let rooms: Vec<String> = rooms_of(&["a", "b", "c"], "a").take(8).collect();
     let (over, joined) = (AtomicBool::new(false), AtomicUsize::new(0));
     let worst = std::thread::scope(|scope| {
-        let stop = Stop(&over);
+        let stop = SetWhenDropped(&over);
         for number in 0..8_usize {
             let (proxy, rooms, over, joined) = (&proxies[number % 2], &rooms, &over, &joined);
             scope.spawn(move || {
@@ -232,12 +194,12 @@ fn one_key_is_never_on_two_backends_while_one_dies_and_returns() {
         for _ in 0..3 {
             let before = joined.load(Ordering::SeqCst);
             backends[0].die();
-            proxies.iter().for_each(|proxy| wait_for_state(proxy, "a", "lost"));
+            proxies.iter().for_each(|proxy| proxy.wait_for_state("a", "lost"));
             eventually("its keys live elsewhere", || {
                 (joined.load(Ordering::SeqCst) > before + 40).then_some(())
             });
             backends[0].open_door();
-            proxies.iter().for_each(|proxy| wait_for_state(proxy, "a", "in_service"));
+            proxies.iter().for_each(|proxy| proxy.wait_for_state("a", "in_service"));
             let before = joined.load(Ordering::SeqCst);
             eventually("joins go on", || {
                 (joined.load(Ordering::SeqCst) > before + 60).then_some(())
@@ -366,7 +328,7 @@ fn what_redis_has_forgotten_is_written_again() {
     let backends = ["a", "b"].map(Named::start);
     backends[0].set_healthy(false);
     let proxy = Proxy::start(&shared(&backends, &redis, &CHECKED));
-    wait_for_state(&proxy, "a", "out_of_service");
+    proxy.wait_for_state("a", "out_of_service");
     let room = rooms_of(&["a", "b"], "a").next().unwrap();
     let (_member, at) = join(&proxy, &room);
     assert_eq!(at, "b");

@@ -471,7 +471,7 @@ fn who_falls_behind_loses_nothing_that_has_come_and_is_told() {
         }
         let dropped = counts.messages.get() - came.len() as u64;
         let behind = ReasonLabel { reason: "behind" };
-        (counts.dropped.get_or_create(&behind).get() == dropped).then_some(())
+        (counts.dropped.of(behind).get() == dropped).then_some(())
     });
     assert!(came.len() >= 16_384 && came.len() < reached.max(MESSAGES), "{}", came.len());
     assert!(came.is_sorted(), "the order is that of the publisher");

@@ -890,6 +890,7 @@ impl Saved {
                 let _ = fs::remove_file(of("plain"));
                 let mut file = fs::File::create(of("plain")).unwrap();
                 fs::rename(of("plain"), self.path()).unwrap();
+                // The watch shall see the file while it is empty.
                 std::thread::sleep(Duration::from_millis(30));
                 file.write_all(text.as_bytes()).unwrap();
             }
@@ -899,6 +900,27 @@ impl Saved {
             }
         }
     }
+}
+
+/// A config that differs from that of the turn before, in one thing or in several.
+fn config_of(turn: usize, backends: &[(&str, SocketAddr)], listen: SocketAddr) -> String {
+    let more = [
+        ("server", "workers = 2"),
+        ("route", &format!("max_message = {}", 1_000_000 + turn / 2 % 7)),
+        ("listener", &format!("limits.headers = {}", 50 + turn / 3 % 5)),
+        ("pool", &format!("connect_timeout = \"{}s\"", 2 + turn / 5 % 3)),
+    ];
+    let level = ["info", "warn", "debug"][turn % 3];
+    let extra = if turn % 8 >= 4 {
+        "[[route]]\nname = \"extra\"\npath = \"/extra/*\"\npool = \"extra\"\n\
+         [pool.extra]\nbackends = [{ id = \"x\", address = \"127.0.0.1:9\" }]\nhealth.kind = \"off\"\n"
+    } else {
+        ""
+    };
+    let text = config(backends, &more)
+        .replace("level = \"debug\"", &format!("level = \"{level}\""))
+        .replace("bind = \"127.0.0.1:0\"", &format!("bind = \"{listen}\""));
+    format!("{text}{extra}# turn {turn}\n")
 }
 
 /// The whole of it is `scripts/soak`: 136 reloads under 500 connections.
@@ -915,31 +937,11 @@ fn reloads_under_load_are_noticed_by_nobody() {
     let listen = free_address();
     let tls_at = free_address();
     let text = |turn: usize| {
-        let level = ["info", "warn", "debug"][turn % 3];
-        let extra = if turn % 8 >= 4 {
-            "[[route]]\nname = \"extra\"\npath = \"/extra/*\"\npool = \"extra\"\n\
-             [pool.extra]\nbackends = [{ id = \"x\", address = \"127.0.0.1:9\" }]\nhealth.kind = \"off\"\n"
-        } else {
-            ""
-        };
-        let all = support::addresses(&backends);
-        config(
-            &all,
-            &[
-                ("server", "workers = 2"),
-                ("route", &format!("max_message = {}", 1_000_000 + turn / 2 % 7)),
-                ("listener", &format!("limits.headers = {}", 50 + turn / 3 % 5)),
-                ("pool", &format!("connect_timeout = \"{}s\"", 2 + turn / 5 % 3)),
-            ],
-        )
-        .replace("level = \"debug\"", &format!("level = \"{level}\""))
-        .replace("bind = \"127.0.0.1:0\"", &format!("bind = \"{listen}\""))
+        config_of(turn, &support::addresses(&backends), listen)
             + &format!(
                 "[[listener]]\nbind = \"{tls_at}\"\ntls.certificates = [{}]\n",
                 pair.in_config()
             )
-            + extra
-            + &format!("# turn {turn}\n")
     };
     let mut saved = Saved { folder: tempfile::tempdir().unwrap(), versions: 0 };
     saved.save(&text(0), Way::Renamed);

@@ -18,7 +18,7 @@ use steadfast::ws::rooms::Room;
 use support::http::{Answer, header, read_head, request};
 use support::in_process::{InProcess, runtime};
 use support::scripted::{Handed, Scripted, switching};
-use support::ws::{self, BINARY, CLOSE, Frame, PING, TEXT, Ws, close_payload, unmasked};
+use support::ws::{self, BINARY, CLOSE, Frame, TEXT, Ws, close_payload, unmasked};
 use support::{Process, Proxy, binary, config, eventually, node_client, send};
 
 /// A proxy in front of one scripted backend.
@@ -348,17 +348,8 @@ fn a_strict_client_takes_what_comes_between_fragmented_messages() {
         let accept = accept_for(header(&head, "sec-websocket-key").unwrap().as_bytes());
         let answer = switching("").replace(ws::ACCEPT, &accept);
         send(&stream, answer.as_bytes());
-        // Messages of three fragments with a ping in each, of sizes that fit no read.
         for number in 0_usize.. {
-            let piece = vec![u8::try_from(number % 251).unwrap(); 700 + number % 3000];
-            let fragment = |opcode, fin| Frame { fin, ..Frame::new(opcode, piece.clone()) };
-            let message = [
-                fragment(BINARY, false).encode(None),
-                unmasked(PING, "in a message"),
-                fragment(0, false).encode(None),
-                fragment(0, true).encode(None),
-            ];
-            if (&stream).write_all(&message.concat()).is_err() {
+            if (&stream).write_all(&ws::fragmented(number)).is_err() {
                 return;
             }
         }
@@ -398,19 +389,8 @@ fn a_member_that_does_not_read_is_closed_and_the_others_are_not() {
     });
     world.say("/v1/rooms/r/messages", "still here");
     quick.client.expect_text("still here");
-    let mut got = 0;
-    let close = loop {
-        let frame = slow.client.read();
-        if frame.opcode == CLOSE {
-            break frame;
-        }
-        assert_eq!(frame, Frame::new(BINARY, message.clone()));
-        got += 1;
-    };
-    assert_eq!(close.close().0, 1013);
+    let got = slow.client.read_to_slow_close(&Frame::new(BINARY, message.clone()));
     assert!(got < sent, "{got} of {sent}");
-    slow.client.send_close(1013, "");
-    slow.client.expect_end();
     world.proxy.wait_for_metric("steadfast_closes_total", &[("reason", "slow_client")], 1.0);
 }
 

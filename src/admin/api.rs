@@ -243,7 +243,7 @@ async fn of_backend(
     let (pool, backend) = find_backend(fleet, names)?;
     act(&pool, &backend);
     let mut status = StatusCode::OK;
-    if let Some(others) = fleet.shared.registry.fleet()
+    if let Some(others) = fleet.shared.registry.others()
         && let Err(error) = others.drain(pool.name(), backend.id(), wanted).await
     {
         let (pool, backend) = (pool.name(), backend.id());

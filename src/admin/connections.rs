@@ -153,7 +153,7 @@ async fn connections(
         // One more tells whether there is a next page.
         limit: limit + 1,
     };
-    let others = fleet.shared.registry.fleet();
+    let others = fleet.shared.registry.others();
     let by_key = others.filter(|_| query.key.is_some());
     let cursor = Cursor::read(filter.cursor)?;
     let mut page = Connections {

@@ -118,7 +118,7 @@ async fn to_key(
     let audience = Audience::Key { pool, key };
     let sent = send(&fleet, audience, parameters, &headers, body).await?;
     // A pool that has left the config may have connections for a while.
-    if sent.1.proxies == 0 && !known && fleet.shared.registry.fleet().is_none() {
+    if sent.1.proxies == 0 && !known && fleet.shared.registry.others().is_none() {
         return Err(Problem::new(StatusCode::NOT_FOUND, "there is no pool of this name"));
     }
     Ok(sent)

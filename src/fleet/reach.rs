@@ -67,7 +67,7 @@ impl Fleet {
         }
         let Some((proxy, rest)) = id.split_once('.') else { return Whose::Nobodys };
         let is_id = !proxy.is_empty() && !rest.is_empty() && !rest.contains('.');
-        match self.shared.registry.fleet() {
+        match self.shared.registry.others() {
             Some(others) if is_id && *proxy != *self.shared.proxy_id => {
                 Whose::Others(others, proxy)
             }
@@ -83,7 +83,7 @@ impl Fleet {
         except: &[String],
     ) -> Result<Reached, ReachError> {
         let registry = &self.shared.registry;
-        let others = registry.fleet();
+        let others = registry.others();
         // While its own subscriptions don't stand, this proxy would not hear what it says.
         let in_reach = others.filter(|_| registry.state() == State::Up);
         if let Some((others, channel)) = in_reach.zip(channel(&audience)) {

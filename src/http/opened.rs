@@ -61,10 +61,33 @@ impl BodyStart {
         self.read.extend_from_slice(&piece[..piece.len().min(room)]);
         (self.find)(&self.read)
     }
+}
 
-    /// How much was read.
-    #[cfg(test)]
-    pub(super) fn read(&self) -> usize {
-        self.read.len()
+/// What every reader of sessions promises; each shows it with its own.
+#[cfg(test)]
+pub(super) mod tests {
+    use proptest::prelude::*;
+    use proptest::test_runner::TestCaseError;
+
+    use super::*;
+
+    /// Any bytes, in pieces that fit no limit.
+    pub(in crate::http) fn pieces() -> impl Strategy<Value = Vec<Vec<u8>>> {
+        prop::collection::vec(prop::collection::vec(any::<u8>(), 0..700), 0..6)
+    }
+
+    /// Whatever comes: what is told is an id, and no more is read than may be.
+    pub(in crate::http) fn is_bounded(
+        find: fn(&[u8]) -> Option<Opened>,
+        pieces: &[Vec<u8>],
+    ) -> Result<(), TestCaseError> {
+        let mut start = BodyStart::new(find);
+        for piece in pieces {
+            if let Some(opened) = start.feed(piece) {
+                prop_assert!(is_session_id(&opened.id));
+            }
+            prop_assert!(start.read.len() <= MOST_READ);
+        }
+        Ok(())
     }
 }

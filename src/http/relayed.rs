@@ -13,7 +13,8 @@ use std::time::SystemTime;
 use tracing::debug;
 
 use super::session::OfWebSocket;
-use super::{Accepted, Context, Live};
+use super::snapshot::Live;
+use super::{Accepted, Context};
 use crate::observe::access_log::{ConnectionLine, Rest, unix_millis};
 use crate::observe::labels::ConnectionLabels;
 use crate::observe::metrics::Held;

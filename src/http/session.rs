@@ -106,7 +106,7 @@ async fn find_elsewhere(
     client: IpAddr,
 ) -> Option<Visit> {
     // A registry that is away or does not answer knows of none.
-    let (backend, left) = registry.fleet()?.session(pool.name(), id).await.ok()??;
+    let (backend, left) = registry.others()?.session(pool.name(), id).await.ok()??;
     let backend = pool.backend(&backend)?;
     // Whoever uses it has it written anew each third of its life: this much is left of it at least.
     let life = (left + left / 2).min(LONGEST_LIFE);
@@ -157,10 +157,10 @@ impl Opening {
     /// Writes the session down for other proxies; `None`: there are none.
     fn write_down(&self, opened: Opened) -> Option<impl Future<Output = ()> + 'static> {
         let registry = Arc::clone(&self.context.shared.registry);
-        registry.fleet()?;
+        registry.others()?;
         let (pool, backend) = (Arc::clone(&self.pool), Arc::clone(&self.backend));
         Some(async move {
-            let Some(others) = registry.fleet() else { return };
+            let Some(others) = registry.others() else { return };
             let Opened { id, life } = opened;
             // Where it can't be, the session is known here.
             let _ = others.keep_session(pool.name(), &id, backend.id(), life).await;

@@ -25,8 +25,10 @@ use super::head::RequestHead;
 use super::relayed::{Guards, Relayed};
 use super::respond::Refused;
 use super::session::{self, OfWebSocket, Session};
+use super::snapshot::Live;
+use super::trace::Trace;
 use super::upstream::{self, Fresh, Shaken};
-use super::{Accepted, Context, Live, Route, Trace, headers};
+use super::{Accepted, Context, Route, headers};
 use crate::listen::Stream;
 use crate::observe::access_log::RequestRecord;
 use crate::observe::rate::{Allowed, allowed};
@@ -120,7 +122,8 @@ pub(super) async fn open(
 /// Waits until what is sent to the connection by its key or rooms arrives here, as long as that may
 /// take: its backend may publish as soon as it has seen the handshake.
 async fn stand(context: &Context, entry: &Entry) {
-    if let Some(standing) = context.shared.registry.stand(&mut entry.groups()) {
+    let standing = context.shared.registry.stand(&mut entry.groups());
+    if let Some(standing) = standing {
         standing.await;
     }
 }

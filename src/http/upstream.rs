@@ -17,10 +17,12 @@ use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, Connection, SendRequest};
 use hyper_util::rt::TokioIo;
-use tracing::debug;
+use tracing::{debug, warn};
 
+use super::Context;
 use super::body::RequestBody;
 use crate::listen::Stream;
+use crate::observe::rate::{Allowed, allowed};
 use crate::pool::{Backend, Pool, dial};
 use crate::shutdown::Tasks;
 
@@ -205,5 +207,25 @@ impl Fresh {
         }
         let parts = connection.into_parts();
         Some(Shaken::Switched(response, parts.io.into_inner(), parts.read_buf.into()))
+    }
+}
+
+impl Context {
+    /// Notes a connect that failed: of the backend, or of our own.
+    pub(super) fn note_connect_failure(&self, pool: &Pool, backend: &Backend, error: &io::Error) {
+        if dial::is_own_failure(error) {
+            self.shared.metrics.own_failures.inc();
+            if let Some(Allowed { suppressed }) = allowed!() {
+                warn!(
+                    pool = pool.name(),
+                    backend = backend.id(),
+                    %error,
+                    suppressed,
+                    "can't connect: out of ports or descriptors"
+                );
+            }
+        } else {
+            debug!(pool = pool.name(), backend = backend.id(), %error, "can't connect");
+        }
     }
 }

@@ -231,7 +231,7 @@ pub trait Registry: fmt::Debug + Send + Sync {
     }
 
     /// The asking half, where other proxies can be asked.
-    fn fleet(&self) -> Option<&dyn Others> {
+    fn others(&self) -> Option<&dyn Others> {
         None
     }
 }

@@ -44,13 +44,13 @@ pub(super) struct Link {
 
 /// Shares where the keys and the sessions of a new pool are, if there is somebody to share it with.
 pub(super) fn share(pool: &Pool, registry: &Arc<dyn Registry>) {
-    if registry.fleet().is_none() {
+    if registry.others().is_none() {
         return;
     }
     pool.sessions().share();
     let registry = Arc::clone(registry);
     pool.share(Arc::new(move |pool, key, backend| {
-        if let Some(others) = registry.fleet() {
+        if let Some(others) = registry.others() {
             others.placed(pool, key, backend);
         }
     }));
@@ -129,7 +129,7 @@ async fn follow(
 async fn renew_sessions(fleet: Arc<Fleet>) {
     loop {
         tokio::time::sleep(RENEWALS).await;
-        let Some(others) = fleet.shared.registry.fleet() else { return };
+        let Some(others) = fleet.shared.registry.others() else { return };
         let pools = fleet.shared.snapshot.load().pools().to_vec();
         for pool in pools {
             // What is due while the registry is away is written after it is used next.

@@ -18,6 +18,7 @@ use tracing::{info, warn};
 use super::Server;
 use super::drain::{Closing, Target};
 use super::plan::{self, Fate, Planned, PlannedChange};
+use super::start::bind_admin;
 use crate::admin::{Admin, AdminError};
 use crate::config::diff::{self, Act, Change, Diff, Part, diff};
 use crate::config::{Config, Problems};
@@ -174,10 +175,7 @@ impl Server {
         let mut prepared = Prepared { listeners, admin: None, access_log: None };
         let (old, server) = (&self.config.server, &new.server);
         if old.admin != server.admin {
-            prepared.admin = Some(match server.admin {
-                Some(address) => Some(Admin::bind(address, Arc::clone(&self.fleet)).await?),
-                None => None,
-            });
+            prepared.admin = Some(bind_admin(server.admin, &self.fleet).await?);
         }
         if old.access_log != server.access_log {
             let dropped = self.fleet.shared.metrics.access_log_dropped.clone();

@@ -8,6 +8,7 @@ use std::borrow::Borrow;
 use std::cell::{Cell, RefCell};
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
+use std::iter;
 use std::ops::Bound;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -293,10 +294,11 @@ impl Entry {
     }
 
     /// What it can be reached by beside its id.
-    pub fn groups(&self) -> impl Iterator<Item = Group> + use<> {
-        let rooms = self.table.rooms_of(&self.connection);
-        let rooms = rooms.into_iter().map(|room| room.group());
-        self.connection.facts.group().into_iter().chain(rooms)
+    pub fn groups(&self) -> impl Iterator<Item = Group> {
+        // Its rooms are listed only for who asks: where no registry is shared, nobody does.
+        let rooms = iter::once_with(|| self.table.rooms_of(&self.connection)).flatten();
+        let key = self.connection.facts.group().into_iter();
+        key.chain(rooms.map(|room| room.group()))
     }
 
     /// Has the connection join rooms. Tells how many it could not, because it is in too many.

@@ -11,6 +11,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -43,6 +44,15 @@ pub fn within<T>(limit: Duration, what: &str, mut condition: impl FnMut() -> Opt
         }
         assert!(Instant::now() < until, "not within {limit:?}: {what}");
         std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Ends threads that look at this, also where a test fails.
+pub struct SetWhenDropped<'a>(pub &'a AtomicBool);
+
+impl Drop for SetWhenDropped<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
     }
 }
 
@@ -326,6 +336,13 @@ impl Proxy {
         let mut backends = all.flat_map(|pool| pool["backends"].as_array().unwrap());
         let found = backends.find(|one| one["id"] == backend).unwrap();
         found["state"].as_str().unwrap().to_owned()
+    }
+
+    /// Waits until a backend is in this state.
+    #[track_caller]
+    pub fn wait_for_state(&self, backend: &str, state: &str) {
+        let is_there = || (self.state(backend) == state).then_some(());
+        eventually(&format!("{backend} is {state}"), is_there);
     }
 }
 

@@ -1,15 +1,18 @@
 //! A backend in this process that says its id, and whose health and door a test can shut.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::DEADLINE;
+use steadfast::pool::ring::Ring;
+
 use super::http::read_head;
 use super::scripted::switching;
-use super::ws::{CLOSE, TEXT, read_frame, unmasked};
+use super::ws::{self, CLOSE, TEXT, Ws, read_frame, unmasked};
+use super::{DEADLINE, Proxy};
 
 /// Opens Engine.IO sessions, as far as a proxy can see: the id of each begins with its own and a dash.
 ///
@@ -198,4 +201,19 @@ fn echo(mut stream: &TcpStream, state: &Shared, head: &str) {
     }
     let is_other = |stream: &TcpStream| stream.peer_addr().is_ok_and(|peer| peer.port() != port);
     state.open_now.lock().unwrap().retain(|(_, stream)| is_other(stream));
+}
+
+/// A connection, and the backend that greeted it.
+#[track_caller]
+pub fn join(proxy: &Proxy, room: &str) -> (Ws, String) {
+    let client = ws::open(proxy.address, &format!("/?room={room}"));
+    let greeting = client.read().text();
+    (client, greeting)
+}
+
+/// So many rooms whose home is `home`, on the ring of these backends.
+pub fn rooms_of<'a>(ids: &'a [&str], home: &'a str) -> impl Iterator<Item = String> + 'a {
+    let ring = Ring::new(ids.iter().map(|id| (*id, NonZeroU32::MIN)));
+    let rooms = (0..).map(|number| format!("room-{number}"));
+    rooms.filter(move |room| ids[ring.owner(room.as_bytes()).unwrap()] == home)
 }

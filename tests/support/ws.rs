@@ -153,12 +153,50 @@ impl Ws {
         self.expect_end();
     }
 
+    /// Reads what was queued before it was closed as one that reads too slowly: the same message
+    /// again and again. Tells how many came.
+    #[track_caller]
+    pub fn read_to_slow_close(&self, message: &Frame) -> usize {
+        for came in 0.. {
+            let frame = self.read();
+            if frame.opcode == CLOSE {
+                assert_eq!(frame.close().0, 1013);
+                self.send_close(1013, "");
+                self.expect_end();
+                return came;
+            }
+            assert_eq!(frame, *message);
+        }
+        unreachable!()
+    }
+
+    /// Ends the connection, as a client does.
+    #[track_caller]
+    pub fn leave(&self) {
+        self.send_close(1000, "");
+        self.expect_close(1000);
+        self.expect_end();
+    }
+
     /// Expects that nothing more comes, but the end.
     #[track_caller]
     pub fn expect_end(&self) {
         let rest = super::read_to_end(&self.stream);
         assert!(rest.is_empty(), "{} more bytes: {rest:02x?}", rest.len());
     }
+}
+
+/// A message of three fragments with a ping in it, of a size that fits no read.
+pub fn fragmented(number: usize) -> Vec<u8> {
+    let piece = vec![u8::try_from(number % 251).unwrap(); 700 + number % 3000];
+    let fragment = |opcode, fin| Frame { fin, ..Frame::new(opcode, piece.clone()) };
+    let frames = [
+        fragment(BINARY, false).encode(None),
+        unmasked(PING, "in a message"),
+        fragment(0, false).encode(None),
+        fragment(0, true).encode(None),
+    ];
+    frames.concat()
 }
 
 /// Reads one frame, unmasked.

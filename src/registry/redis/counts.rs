@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 
 use crate::observe::labels::{OutcomeLabel, ReasonLabel};
+use crate::observe::series::Series;
 
 /// The numbers; clones are the same ones.
 #[derive(Clone, Debug, Default)]
@@ -18,11 +18,11 @@ pub struct Counts {
     /// How many times it was lost.
     pub outages: Counter,
     /// Handshakes that came before their subscriptions stood, by what became of the wait.
-    pub waits: Family<OutcomeLabel, Counter>,
+    pub waits: Series<OutcomeLabel, Counter>,
     /// Messages that came, announcements of other proxies included.
     pub messages: Counter,
     /// Messages that were not handed on, by reason.
-    pub dropped: Family<ReasonLabel, Counter>,
+    pub dropped: Series<ReasonLabel, Counter>,
     /// Groups whose subscription stands.
     pub subscriptions: Gauge,
     /// Connections whose change is to be written.
@@ -77,7 +77,7 @@ impl Counts {
             Wait::TimedOut => "timed_out",
             Wait::Away => "away",
         };
-        self.waits.get_or_create(&OutcomeLabel { outcome }).inc();
+        self.waits.of(OutcomeLabel { outcome }).inc();
     }
 
     pub(super) fn message(&self) {
@@ -89,7 +89,7 @@ impl Counts {
             Dropped::TooLarge => "too_large",
             Dropped::Behind => "behind",
         };
-        self.dropped.get_or_create(&ReasonLabel { reason }).inc();
+        self.dropped.of(ReasonLabel { reason }).inc();
     }
 
     pub(super) fn subscriptions(&self, standing: usize) {

@@ -203,7 +203,7 @@ impl Registry for Redis {
         self.common.settings.required && self.counts.is_away_for(PATIENCE)
     }
 
-    fn fleet(&self) -> Option<&dyn Others> {
+    fn others(&self) -> Option<&dyn Others> {
         Some(self)
     }
 }
