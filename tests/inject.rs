@@ -189,8 +189,9 @@ fn what_has_waited_goes_out_whole_and_in_order() {
     let proxy = Injected::start();
     let (client, stream, id) = proxy.open();
     let large = vec![7; 8_000_000];
-    let messages: Vec<Vec<u8>> =
-        (0..300_usize).map(|number| vec![u8::try_from(number % 251).unwrap(); number * 4]).collect();
+    let messages: Vec<Vec<u8>> = (0..300_usize)
+        .map(|number| vec![u8::try_from(number % 251).unwrap(); number * 4])
+        .collect();
     std::thread::scope(|scope| {
         // More than sockets hold: as long as nobody reads, there is no end of it.
         scope.spawn(|| send(&stream, &unmasked(BINARY, large.clone())));
