@@ -219,6 +219,12 @@ pub trait Registry: fmt::Debug + Send + Sync {
         None
     }
 
+    /// Whether what is sent to a group arrives here; where there is nobody else, it does.
+    fn stands(&self, group: &Group) -> bool {
+        let _ = group;
+        true
+    }
+
     /// Whether it can be reached.
     fn state(&self) -> State {
         State::Own

@@ -191,6 +191,10 @@ impl Registry for Redis {
         self.subscriptions.stand(groups, self.common.settings.join_wait)
     }
 
+    fn stands(&self, group: &Group) -> bool {
+        self.subscriptions.stands(group)
+    }
+
     fn state(&self) -> State {
         if self.common.link.is_up() && self.subscriptions.stand_all() {
             State::Up

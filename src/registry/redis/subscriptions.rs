@@ -106,6 +106,11 @@ impl Subscriptions {
         self.shared.stands.load(Ordering::Acquire)
     }
 
+    /// Whether what is sent to this group arrives.
+    pub(super) fn stands(&self, group: &Group) -> bool {
+        self.stand_all() && self.shared.groups().stands(group)
+    }
+
     /// Waits until all of these stand, for at most `wait`; `None` where they do, or can't.
     pub(super) fn stand(
         &self,
