@@ -127,6 +127,9 @@ pub enum Unavailable {
     /// It was asked, and there was no answer: it may have done what it was asked or not.
     #[error("the registry did not answer: {0}")]
     NoAnswer(String),
+    /// It was asked, and said why it does not do that.
+    #[error("the registry refused: {0}")]
+    Refused(String),
 }
 
 /// What comes out of a registry.

@@ -18,6 +18,7 @@ use tracing::{info, warn};
 
 use super::super::Unavailable;
 use super::connect::{Connection, Lookout, failure};
+use super::steps::said;
 use super::{Place, Settings};
 use crate::random;
 
@@ -220,7 +221,7 @@ impl Link {
         let answers = self.run_all(vec![command]).await?;
         match answers.first() {
             Some(Value::Int(count)) => Ok(usize::try_from(*count).unwrap_or(0)),
-            Some(Value::ServerError(error)) => Err(Unavailable::NoAnswer(error.to_string())),
+            Some(Value::ServerError(error)) => Err(Unavailable::Refused(said(error))),
             other => Err(Unavailable::NoAnswer(format!("{other:?}"))),
         }
     }
@@ -239,5 +240,5 @@ fn of_no_use(answer: &Value) -> Option<String> {
             ServerErrorKind::ReadOnly | ServerErrorKind::BusyLoading | ServerErrorKind::MasterDown
         )
     );
-    is_of_no_use.then(|| error.to_string())
+    is_of_no_use.then(|| said(error))
 }

@@ -164,6 +164,11 @@ impl Redis {
         &self.counts
     }
 
+    /// What a channel is called there.
+    pub fn name_of(&self, channel: &Channel) -> String {
+        self.common.names.channel(channel)
+    }
+
     /// Takes the proxy and all that it owns out of the registry, as far as that is there.
     pub async fn sign_off(&self) {
         self.ledger.sign_off(&self.common).await;

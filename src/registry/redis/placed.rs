@@ -23,6 +23,7 @@ use tracing::warn;
 use super::super::names::Told;
 use super::super::{Event, Truth, Unavailable};
 use super::Common;
+use super::steps::said;
 use crate::observe::access_log::unix_millis;
 use crate::observe::rate::{Allowed, allowed};
 
@@ -471,10 +472,10 @@ fn command<const COUNT: usize>(name: &str, key: &str, arguments: [&str; COUNT]) 
 /// An error if Redis has refused one of the commands.
 pub(super) fn all_well(answers: &[Value]) -> Result<(), Unavailable> {
     let refused = answers.iter().find_map(|answer| match answer {
-        Value::ServerError(error) => Some(format!("{error:?}")),
+        Value::ServerError(error) => Some(said(error)),
         _ => None,
     });
-    refused.map_or(Ok(()), |error| Err(Unavailable::NoAnswer(error)))
+    refused.map_or(Ok(()), |error| Err(Unavailable::Refused(error)))
 }
 
 fn json(value: &impl Serialize) -> String {
