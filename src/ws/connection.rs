@@ -411,7 +411,7 @@ mod tests {
         let facts = Facts {
             names: Arc::new(Names { route: "r".into(), pool: "p".into() }),
             key: None,
-            client: std::net::IpAddr::from([127, 0, 0, 1]).into(),
+            client: IpAddr::from([127, 0, 0, 1]).into(),
             since: SystemTime::now().into(),
         };
         Connection::new(Serial::new(0, 0), facts, Tick::default())
