@@ -230,6 +230,25 @@ fn what_is_not_there_is_a_problem() {
     assert_eq!(get(proxy.admin, "/readyz").status, 200);
 }
 
+#[test]
+fn what_is_no_text_is_a_problem_and_not_something_else() {
+    let proxy = Proxy::before(&[("a", "127.0.0.1:9".parse().unwrap())]);
+    for bad in ["%ff", "%zz", "50%", "%2"] {
+        for (method, path) in [
+            ("DELETE", format!("/v1/connections/x.1?reason={bad}")),
+            ("GET", format!("/v1/connections?key={bad}")),
+            ("GET", format!("/v1/connections?room={bad}")),
+            ("GET", format!("/v1/route?url={bad}")),
+            ("POST", format!("/v1/broadcast?except={bad}")),
+            ("POST", format!("/v1/rooms/{bad}/messages")),
+            ("POST", format!("/v1/keys/pool/{bad}/messages")),
+            ("PUT", format!("/v1/rooms/{bad}/members/x.1")),
+        ] {
+            expect_problem(&request(proxy.admin, method, &path, &[], b""), 400);
+        }
+    }
+}
+
 /// Asks with these lines of head, and nothing else.
 fn ask(proxy: &Proxy, path: &str, lines: &[String]) -> Answer {
     let stream = connect(proxy.admin);
@@ -266,6 +285,13 @@ fn pages_of_others_and_names_of_others_may_not_ask() {
         for path in ["/v1/pools", "/metrics", "/healthz", "/nothing"] {
             expect_problem(&ask(&proxy, path, &bad), 403);
         }
+    }
+    // The target is asked, where it names somebody, and not the header beside it.
+    let target = |host: &str| format!("http://{host}/v1/pools");
+    assert_eq!(ask(&proxy, &target(&admin), &[host("evil.example")]).status, 200);
+    expect_problem(&ask(&proxy, &target("evil.example"), &[host(&admin)]), 403);
+    for second in [&*admin, "evil.example"] {
+        expect_problem(&ask(&proxy, "/v1/pools", &[host(&admin), host(second)]), 400);
     }
 }
 

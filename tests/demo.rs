@@ -190,6 +190,17 @@ fn a_room_is_one_on_two_proxies_that_share_a_redis() {
 }
 
 #[test]
+fn a_redis_that_its_backends_can_not_use_is_bad_usage() {
+    for url in ["http://x", "redis+sentinel://127.0.0.1:26379/name", "redis"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_steadfast"));
+        let ended = command.args(["demo", "--redis", url]).output().unwrap();
+        let said = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!((ended.status.code(), ended.stdout.len()), (Some(2), 0), "{url}: {said}");
+        assert!(said.contains("--redis: ") && said.contains("redis://HOST:PORT"), "{said}");
+    }
+}
+
+#[test]
 fn a_taken_port_gives_way_to_the_next_free_one() {
     let (page, admin) = (taken_port(), taken_port());
     let (asked_page, asked_admin) = (page.local_addr().unwrap(), admin.local_addr().unwrap());

@@ -237,7 +237,11 @@ fn says_what_it_can(world: &World, one: &Open, other: &Open) {
     assert_eq!(ask("GET", &own).status, 200);
     assert_eq!(ask("POST", &format!("{own}/messages")).status, 202);
     one.client.expect_text(&format!("{own}/messages"));
-    assert_eq!(ask("PUT", &format!("/v1/rooms/red/members/{}", one.id)).status, 204);
+    // In the room, which others reach later.
+    assert_eq!(ask("PUT", &format!("/v1/rooms/red/members/{}", one.id)).status, 202);
+    let (own_room, first) = ("/v1/rooms/red/messages", "{\"proxies\":1,\"partial\":true}");
+    assert_eq!(ask("POST", own_room).text(), first);
+    one.client.expect_text(own_room);
     assert_eq!(ask("POST", "/v1/pools/pool/backends/b/drain").status, 202);
 }
 
@@ -268,10 +272,36 @@ fn is_whole_again(world: &World, one: &Open, other: &Open) {
         one.client.expect_text(path);
         other.client.expect_text(path);
     }
+    assert_eq!(world.ask(0, "PUT", &format!("/v1/rooms/red/members/{}", one.id)).status, 204);
     eventually("the room is known", || {
         let one = world.proxies[1].json(&format!("/v1/connections/{}", one.id));
         (one["rooms"] == json!(["lobby", "red"])).then_some(())
     });
+}
+
+#[test]
+fn who_joins_a_room_is_told_whether_others_reach_it_there() {
+    let redis = Redis::start();
+    let (backend, handed) = Scripted::opening();
+    let registry = format!("\n[registry]\nurl = \"{}\"\njoin_wait = \"10ms\"\n", redis.url());
+    let proxy = Proxy::start(&(config(&[("a", backend.address)], &[]) + &registry));
+    proxy.wait_for_metric("steadfast_registry_up", &[], 1.0);
+    let _client = ws::open(proxy.address, "/?room=k");
+    let id = header(&handed.next().1, "steadfast-connection").unwrap().to_owned();
+    let join = |room: &str| {
+        let path = format!("/v1/rooms/{room}/members/{id}");
+        request(proxy.admin, "PUT", &path, &[], b"").status
+    };
+    // Before it is known to be away: nothing confirms a subscription in time.
+    redis.signal("STOP");
+    assert_eq!(join("red"), 202);
+    proxy.wait_for_metric("steadfast_registry_up", &[], 0.0);
+    assert_eq!(join("blue"), 202);
+    redis.signal("CONT");
+    proxy.wait_for_metric("steadfast_registry_up", &[], 1.0);
+    for room in ["red", "blue"] {
+        eventually("it stands", || (join(room) == 204).then_some(()));
+    }
 }
 
 #[test]

@@ -109,6 +109,10 @@ fn a_redis_that_takes_no_writes_still_tells_where_a_key_is() {
     within(TOLERANCE, "the other follows", || {
         (get(sees_not.address, &path).text() == "b").then_some(())
     });
+    let refused = "the registry refused: OOM command not allowed";
+    within(TOLERANCE, "it is said in the words of Redis", || {
+        sees.process.output().contains(refused).then_some(())
+    });
 }
 
 #[test]

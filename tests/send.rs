@@ -323,6 +323,28 @@ fn what_a_backend_sends_before_its_101_waits_for_it() {
 }
 
 #[test]
+fn a_close_that_comes_before_the_101_waits_for_it() {
+    let (backend, accepted) = Scripted::accepting();
+    let proxy = Proxy::start(&config(&[("a", backend.address)], &[]));
+    std::thread::scope(|scope| {
+        let client = scope.spawn(|| ws::open(proxy.address, "/?room=k"));
+        let (stream, head) = accepted.next_request();
+        let id = header(&head, "steadfast-connection").unwrap();
+        let path = format!("/v1/connections/{id}");
+        let text = [("Content-Type", "text/plain")];
+        let sent = request(proxy.admin, "POST", &format!("{path}/messages"), &text, b"bye");
+        assert_eq!(sent.status, 202);
+        let close = format!("{path}?code=4001&reason=not%20here");
+        assert_eq!(request(proxy.admin, "DELETE", &close, &[], b"").status, 204);
+        send(&stream, switching("").as_bytes());
+        let client = client.join().unwrap();
+        client.expect_text("bye");
+        assert_eq!(client.read().close(), (4001, "not here".to_owned()));
+        assert_eq!(ws::read_frame(&stream).unwrap().close(), (4001, "not here".to_owned()));
+    });
+}
+
+#[test]
 fn a_room_is_reached_between_the_messages_of_its_members_backends() {
     let world = World::new("rooms = [\"r\"]", "");
     let members: Vec<Open> = (0..4).map(|_| world.open("k")).collect();
@@ -534,7 +556,7 @@ fn the_command_line_sends_and_lists_rooms() {
     let (code, _, said) = cli(&world.proxy, &["send", "--connection", "x.1", "x"]);
     assert!(code == 1 && said.contains("steadfast connections"), "{said}");
     let (code, _, said) = cli(&world.proxy, &["send", "--key", "no-pool", "x"]);
-    assert!(code == 1 && said.contains("POOL/KEY"), "{said}");
+    assert!(code == 2 && said.contains("POOL/KEY"), "{said}");
     for wrong in [
         &["send", "x"][..],
         &["send", "--all"],

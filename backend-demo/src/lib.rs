@@ -67,13 +67,13 @@ impl Demo {
     /// `InvalidInput` for an id that no config could name, and for a URL that leads nowhere;
     /// otherwise what the system says to `bind`, such as `AddrInUse`.
     pub async fn bind(options: Options) -> io::Result<Self> {
+        if options.id.as_deref().is_some_and(|id| !is_backend_id(id)) {
+            return Err(invalid(format!("a backend id is {BACKEND_IDS}")));
+        }
+        let (publisher, courier) = publish::open(options.publish).map_err(invalid)?.unzip();
         let listener = TcpListener::bind(options.listen).await?;
         let address = listener.local_addr()?;
         let id = options.id.unwrap_or_else(|| address.port().to_string());
-        if !is_backend_id(&id) {
-            return Err(invalid("a backend id is 1 to 64 of A-Z a-z 0-9 . : _ -"));
-        }
-        let (publisher, courier) = publish::open(options.publish).map_err(invalid)?.unzip();
         let rooms = Rooms::new(id.clone(), publisher);
         let backend = Backend { rooms, id, stop_signal: StopSignal::default() };
         Ok(Self { listener, address, backend: Arc::new(backend), courier })
@@ -149,7 +149,11 @@ struct Backend {
     stop_signal: StopSignal,
 }
 
-fn is_backend_id(id: &str) -> bool {
+/// What a backend may call itself.
+pub const BACKEND_IDS: &str = "1 to 64 of A-Z a-z 0-9 . : _ -";
+
+/// Whether a backend may call itself so, which is as a config may name it.
+pub fn is_backend_id(id: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b".:_-".contains(&byte);
     (1..=64).contains(&id.len()) && id.bytes().all(allowed)
 }

@@ -60,7 +60,7 @@ struct RoomQuery {
 
 async fn rooms(
     State(backend): State<Arc<Backend>>,
-    serving: Serving,
+    mut serving: Serving,
     Query(query): Query<RoomQuery>,
     headers: HeaderMap,
     upgrade: WebSocketUpgrade,
@@ -69,22 +69,39 @@ async fn rooms(
         Ok(newcomer) => newcomer,
         Err(error) => return (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response(),
     };
+    let others = tokio::select! {
+        others = backend.rooms.count(&newcomer) => others,
+        () = serving.stopped() => None,
+    };
     let to_join = backend.rooms.to_join(&newcomer).map(|room| [(JOIN_HEADER, room)]);
-    let upgraded = sized(upgrade, rooms::MESSAGE_BYTES)
-        .on_upgrade(async move |socket| rooms::serve(socket, serving, &backend, newcomer).await);
+    let upgraded = sized(upgrade, rooms::MESSAGE_BYTES).on_upgrade(async move |socket| {
+        rooms::serve(socket, serving, &backend, newcomer, others).await;
+    });
     (to_join, upgraded).into_response()
 }
 
-/// Without a room it is the lobby, without a name a guest: a bare URL works too.
-fn newcomer(query: RoomQuery, headers: &HeaderMap) -> Result<Newcomer, rooms::BadLabel> {
-    let or = |given: Option<String>, default: &str| match given {
-        Some(text) if !text.trim().is_empty() => Label::parse(&text),
-        _ => Label::parse(default),
-    };
+/// Why nobody comes in.
+#[derive(Debug, thiserror::Error)]
+enum NoEntry {
+    #[error(transparent)]
+    Label(#[from] rooms::BadLabel),
+    #[error("write /rooms?room=lobby: a proxy goes by the room, and others may be elsewhere")]
+    NoRoom,
+}
+
+/// Without a name it is a guest. Without a room it is the lobby, but not through a proxy: that had
+/// no key to go by, and may have sent it where the others of the lobby are not.
+fn newcomer(query: RoomQuery, headers: &HeaderMap) -> Result<Newcomer, NoEntry> {
+    let given = |given: Option<String>| given.filter(|text| !text.trim().is_empty());
     let connection = headers.get(CONNECTION_HEADER).and_then(|value| value.to_str().ok());
+    let room = match given(query.room) {
+        Some(room) => room,
+        None if connection.is_none() => "lobby".to_owned(),
+        None => return Err(NoEntry::NoRoom),
+    };
     Ok(Newcomer {
-        room: or(query.room, "lobby")?,
-        name: or(query.name, "guest")?,
+        room: Label::parse(&room)?,
+        name: Label::parse(given(query.name).as_deref().unwrap_or("guest"))?,
         connection: connection.unwrap_or_default().to_owned(),
     })
 }

@@ -125,10 +125,22 @@ async fn a_room_or_name_out_of_bounds_is_refused() {
     let demo = Running::start("a").await;
     let long = "x".repeat(65);
     for query in [format!("room={long}"), format!("name={long}"), "room=a%0Ab".into()] {
-        match demo.try_connect(&format!("/rooms?{query}"), &[]).await {
-            Err(Error::Http(answer)) => assert_eq!(answer.status(), 400),
-            other => panic!("{query}: {:?}", other.map(|_| "connected")),
-        }
+        is_refused(&demo, &query, &[]).await;
+    }
+}
+
+async fn is_refused(demo: &Running, query: &str, headers: &[(&'static str, &str)]) {
+    match demo.try_connect(&format!("/rooms?{query}"), headers).await {
+        Err(Error::Http(answer)) => assert_eq!(answer.status(), 400),
+        other => panic!("{query}: {:?}", other.map(|_| "connected")),
+    }
+}
+
+#[tokio::test]
+async fn through_a_proxy_the_room_is_named() {
+    let demo = Running::start("a").await;
+    for query in ["", "room=", "room=%20&name=ann"] {
+        is_refused(&demo, query, &[("steadfast-connection", "edge-1.0042")]).await;
     }
 }
 

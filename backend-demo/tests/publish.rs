@@ -210,7 +210,8 @@ async fn who_came_without_a_proxy_is_told_by_the_instance_itself() {
 
     let demo = Running::publishing("a", redis.publish("sf")).await;
     let mut ann = through_proxy(&demo, "room=r&name=ann", ANN).await;
-    assert_eq!(ann.json().await["welcome"]["members"], 7);
+    // Those that were there, and she.
+    assert_eq!(ann.json().await["welcome"]["members"], 8);
     let mut eve = demo.connect("/rooms?room=r&name=eve").await;
     assert!(!eve.1.headers.contains_key("steadfast-join"));
     assert_eq!(eve.json().await["welcome"]["members"], 8);
@@ -232,6 +233,32 @@ async fn who_came_without_a_proxy_is_told_by_the_instance_itself() {
     }
     ann.send("?").await;
     error(&ann.json().await);
+}
+
+#[tokio::test]
+async fn who_comes_in_is_counted_whatever_its_proxy_has_written_down() {
+    let redis = Redis::start().await;
+    let mut client = redis.try_client().await.unwrap();
+    let demo = Running::publishing("a", redis.publish("sf")).await;
+    let come = async |query: &str, id: &str, members: u64| {
+        let mut client = through_proxy(&demo, query, id).await;
+        assert_eq!(client.json().await["welcome"]["members"], members, "{query} {id}");
+        client
+    };
+    // Nothing is written down: who came here is known here.
+    let _first = come("room=r&name=ann", "edge-1.0001", 1).await;
+    let _second = come("room=r&name=bob", "edge-1.0002", 2).await;
+    let _third = come("room=r&name=eve", "edge-2.0001", 3).await;
+    // One of them, then all, and two who came to another instance.
+    for (counts, members) in
+        [([("edge-1", 1), ("edge-3", 2)], 6), ([("edge-1", 3), ("edge-3", 2)], 7)]
+    {
+        let mut write = redis::cmd("HSET");
+        write.arg("sf:room:r").arg(&counts);
+        write.query_async::<()>(&mut client).await.unwrap();
+        let came = come("room=r&name=guest", "edge-1.0009", members).await;
+        came.leave().await;
+    }
 }
 
 #[tokio::test]

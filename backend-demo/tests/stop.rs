@@ -90,26 +90,3 @@ async fn the_binary_says_where_it_listens_and_ends_on_sigterm() {
     let status = soon(tokio::task::spawn_blocking(move || process.0.wait())).await.unwrap();
     assert!(status.unwrap().success());
 }
-
-#[test]
-fn the_binary_refuses_an_id_that_no_config_could_name() {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_backend-demo"));
-    let output = command.args(["--listen", "127.0.0.1:0", "--id", "a b"]).output().unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("1 to 64"));
-}
-
-#[test]
-fn the_binary_refuses_a_place_that_can_not_be_one() {
-    for (option, url, part) in [
-        ("--redis", "http://127.0.0.1", "the URL of Redis"),
-        ("--proxy-admin", "https://127.0.0.1:9900", "no admin API"),
-    ] {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_backend-demo"));
-        command.args(["--listen", "127.0.0.1:0", option, url]);
-        let output = command.output().unwrap();
-        assert_eq!(output.status.code(), Some(1), "{option}");
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(said.contains(part), "{said}");
-    }
-}

@@ -14,7 +14,7 @@ use serde::Serialize;
 use tracing::warn;
 
 use super::guard::Guard;
-use super::path::Named;
+use super::path::{self, Named};
 use super::problem::Problem;
 use super::{connections, messages, route};
 use crate::fleet::{Fleet, OrderError};
@@ -44,6 +44,7 @@ pub(super) fn router(fleet: Arc<Fleet>, guard: Arc<Guard>) -> Router {
         .route("/v1/plan", post(plan).layer(DefaultBodyLimit::max(CONFIG_BYTES)))
         .merge(connections::routes())
         .merge(messages::routes(fleet.max_message()))
+        .layer(middleware::from_fn(names_text))
         .layer(middleware::from_fn_with_state(Arc::clone(&guard), authorize));
     Router::new()
         .route("/healthz", get(|| async { "alive\n" }))
@@ -58,7 +59,7 @@ pub(super) fn router(fleet: Arc<Fleet>, guard: Arc<Guard>) -> Router {
 }
 
 async fn admit(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
-    match guard.admits(request.headers()) {
+    match guard.admits(request.uri(), request.headers()) {
         Ok(()) => next.run(request).await,
         Err(problem) => problem.into_response(),
     }
@@ -68,6 +69,13 @@ async fn authorize(State(guard): State<Arc<Guard>>, request: Request, next: Next
     match guard.authorizes(request.headers()) {
         Ok(()) => next.run(request).await,
         Err(problem) => ([(WWW_AUTHENTICATE, "Bearer")], problem).into_response(),
+    }
+}
+
+async fn names_text(request: Request, next: Next) -> Response {
+    match path::is_text(request.uri()) {
+        Ok(()) => next.run(request).await,
+        Err(problem) => problem.into_response(),
     }
 }
 

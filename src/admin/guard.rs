@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 use axum::http::header::{AUTHORIZATION, HOST, ORIGIN};
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
 
 use super::problem::Problem;
 use crate::config::Secret;
@@ -30,12 +30,20 @@ impl Guard {
         Self { token, name, address }
     }
 
-    /// Whether a request comes from where it may. `Host` must be an address, `localhost` or the
-    /// configured name: a name that somebody else owns can be pointed at a loopback address. And
-    /// `Origin`, which only pages send, must be the admin address itself.
-    pub(super) fn admits(&self, headers: &HeaderMap) -> Result<(), Problem> {
+    /// Whether a request comes from where it may. The host that it asks must be an address,
+    /// `localhost` or the configured name: a name that somebody else owns can be pointed at a
+    /// loopback address. And `Origin`, which only pages send, must be the admin address itself.
+    pub(super) fn admits(&self, target: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
         let refused = |detail| Err(Problem::new(StatusCode::FORBIDDEN, detail));
-        let host = headers.get(HOST).and_then(|host| host.to_str().ok());
+        if headers.get_all(HOST).iter().nth(1).is_some() {
+            return Err(Problem::new(StatusCode::BAD_REQUEST, "there is more than one Host"));
+        }
+        // RFC 9112 section 3.2.2: where the target names a host, that one is meant.
+        let host = match target.authority() {
+            // Who asks may stand before it; there may be a colon in that.
+            Some(authority) => authority.as_str().rsplit('@').next(),
+            None => headers.get(HOST).and_then(|host| host.to_str().ok()),
+        };
         if !host.is_some_and(|host| self.is_own(host)) {
             return refused("ask by an IP address, localhost or the server's name");
         }
@@ -85,6 +93,8 @@ fn equal(left: &[u8], right: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use axum::response::IntoResponse as _;
+
     use super::*;
 
     fn guard(token: Option<&str>) -> Guard {
@@ -97,8 +107,11 @@ mod tests {
     }
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
-        let pairs = pairs.iter();
-        pairs.map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(*name, HeaderValue::from_static(value));
+        }
+        headers
     }
 
     #[test]
@@ -118,9 +131,28 @@ mod tests {
         ] {
             let mut pairs = vec![("host", host)];
             pairs.extend(origin.map(|origin| ("origin", origin)));
-            assert_eq!(guard.admits(&headers(&pairs)).is_ok(), admitted, "{host} {origin:?}");
+            let target = Uri::from_static("/v1/pools");
+            let admits = guard.admits(&target, &headers(&pairs));
+            assert_eq!(admits.is_ok(), admitted, "{host} {origin:?}");
         }
-        assert!(guard.admits(&headers(&[])).is_err(), "no Host");
+        assert!(guard.admits(&Uri::from_static("/"), &headers(&[])).is_err(), "no Host");
+    }
+
+    #[test]
+    fn one_host_is_asked_and_that_is_the_targets_where_it_names_one() {
+        let guard = guard(None);
+        let status = |target: &'static str, hosts: &[&'static str]| {
+            let hosts: Vec<_> = hosts.iter().map(|host| ("host", *host)).collect();
+            let admits = guard.admits(&Uri::from_static(target), &headers(&hosts));
+            admits.map_or_else(|problem| problem.into_response().status().as_u16(), |()| 200)
+        };
+        let (own, foreign) = ("127.0.0.1:9900", "evil.example");
+        assert_eq!(status("http://127.0.0.1:9900/v1/pools", &[foreign]), 200);
+        assert_eq!(status("http://evil.example/v1/pools", &[own]), 403);
+        assert_eq!(status("http://127.0.0.1:9900@evil.example/v1/pools", &[own]), 403);
+        assert_eq!(status("http://evil.example@localhost/v1/pools", &[foreign]), 200);
+        assert_eq!(status("/v1/pools", &[own, foreign]), 400);
+        assert_eq!(status("/v1/pools", &[own, own]), 400);
     }
 
     #[test]

@@ -214,11 +214,13 @@ async fn join(
     let joined = fleet.join(serial, room.clone()).await.ok_or_else(no_answer)?;
     let joined = joined.ok_or_else(no_connection)?;
     joined.map_err(|error| Problem::new(StatusCode::CONFLICT, error.to_string()))?;
-    // Who is told so may publish to the room at once.
-    if let Some(standing) = fleet.shared.registry.stand(&mut std::iter::once(room.group())) {
+    // Who is told that it stands may publish to the room at once.
+    let (registry, group) = (&fleet.shared.registry, room.group());
+    if let Some(standing) = registry.stand(&mut std::iter::once(group.clone())) {
         standing.await;
     }
-    Ok(StatusCode::NO_CONTENT)
+    let stands = registry.stands(&group);
+    Ok(if stands { StatusCode::NO_CONTENT } else { StatusCode::ACCEPTED })
 }
 
 async fn leave(

@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use backend_demo::{Demo, Publish};
-use clap::Args;
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory as _};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -44,14 +45,20 @@ pub(super) struct Options {
     /// Where its admin API listens; if taken, the next free port.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9900")]
     admin: SocketAddr,
-    /// The Redis that the proxies share, such as redis://127.0.0.1:6379. The backends publish there,
-    /// so that a room has members on all of them.
+    /// The Redis that the proxies share: redis://HOST:PORT, or rediss://HOST:PORT for TLS. The
+    /// backends publish there, so that a room has members on all of them.
     #[arg(long, value_name = "URL")]
     redis: Option<String>,
 }
 
 /// Runs the demo until a signal.
 pub(super) fn demo(options: &Options) -> anyhow::Result<ExitCode> {
+    if let Some(url) = &options.redis {
+        // The backends' word, which know less of Redis than a proxy does.
+        published_to(url).check().map_err(|error| {
+            super::Cli::command().error(ErrorKind::ValueValidation, format!("--redis: {error}"))
+        })?;
+    }
     let _log = super::log::start(LogLevel::Warn, LogFormat::Text).context("can't start the log")?;
     on_control_runtime(serve(options))
 }
@@ -89,10 +96,7 @@ impl Backends {
         for index in 0..count {
             let id = format!("b{index}");
             let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-            let publish = redis.map_or(Publish::Own, |url| Publish::Redis {
-                url: url.to_owned(),
-                prefix: backend_demo::REDIS_PREFIX.to_owned(),
-            });
+            let publish = redis.map_or(Publish::Own, published_to);
             let options = backend_demo::Options { listen, id: Some(id.clone()), publish };
             let demo = Demo::bind(options).await.context("can't start a backend")?;
             backends.addresses.push((id, demo.address()));
@@ -116,6 +120,11 @@ impl Backends {
     }
 }
 
+/// A Redis that the proxies of the demo take messages from.
+fn published_to(url: &str) -> Publish {
+    Publish::Redis { url: url.to_owned(), prefix: backend_demo::REDIS_PREFIX.to_owned() }
+}
+
 /// This address, or one with the next port that is free and not `promised` to another listener.
 fn free_port(address: SocketAddr, promised: Option<u16>) -> anyhow::Result<SocketAddr> {
     if address.port() == 0 {
@@ -137,13 +146,13 @@ fn proxy_config(
     let mut source = format!(
         "[server]\nname = \"demo\"\nadmin = \"{admin}\"\nshutdown_grace = \"1s\"\n\n\
          [[listener]]\nbind = \"{listen}\"\n\n\
-         [[route]]\npath = \"/*\"\npool = \"demo\"\nkey = \"query:room\"\n\n\
-         [pool.demo]\nbackends = [\n"
+         [[route]]\npath = \"/*\"\npool = \"rooms\"\nkey = \"query:room\"\n\n\
+         [pool.rooms]\nbackends = [\n"
     );
     for (id, address) in backends {
         writeln!(source, "  {{ id = \"{id}\", address = \"{address}\" }},")?;
     }
-    source.push_str("]\n\n[pool.demo.health]\nkind = \"http\"\ninterval = \"1s\"\n");
+    source.push_str("]\n\n[pool.rooms.health]\nkind = \"http\"\ninterval = \"1s\"\n");
     if let Some(url) = redis {
         // What JSON puts in quotes, TOML reads.
         writeln!(source, "\n[registry]\nurl = {}", serde_json::to_string(url)?)?;

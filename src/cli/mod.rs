@@ -157,11 +157,16 @@ pub fn main(arguments: Cli) -> anyhow::Result<ExitCode> {
         Command::Completions(options) => completions::completions(&options),
         Command::Man(options) => man::man(&options),
     };
-    match done {
+    let error = match done {
         // `steadfast connections | head` is no failure.
-        Err(error) if error.is::<print::NobodyReads>() => Ok(ExitCode::SUCCESS),
-        done => done,
-    }
+        Err(error) if error.is::<print::NobodyReads>() => return Ok(ExitCode::SUCCESS),
+        Err(error) => error,
+        done => return done,
+    };
+    // What is wrong with arguments only together is told as what is wrong with one.
+    let usage = error.downcast::<clap::Error>()?;
+    usage.print()?;
+    Ok(ExitCode::from(2))
 }
 
 #[cfg(test)]

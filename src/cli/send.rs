@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use bytes::Bytes;
-use clap::{ArgGroup, Args};
+use clap::error::ErrorKind;
+use clap::{ArgGroup, Args, CommandFactory as _};
 use http::StatusCode;
 use serde::Deserialize;
 use serde_json::json;
@@ -99,9 +100,7 @@ fn path(options: &Options) -> anyhow::Result<String> {
         (_, Some(key), _) => {
             let (pool, key) = match &options.pool {
                 Some(pool) => (pool.as_str(), key.as_str()),
-                None => key
-                    .split_once('/')
-                    .context("--key: write POOL/KEY, or name the pool with --pool")?,
+                None => key.split_once('/').ok_or_else(|| no_pool(key))?,
             };
             format!("/v1/keys/{}/{}/messages", encoded(pool), encoded(key))
         }
@@ -111,6 +110,13 @@ fn path(options: &Options) -> anyhow::Result<String> {
     let except = options.except.iter().map(|id| format!("except={}", encoded(id)));
     let except: Vec<String> = except.collect();
     if except.is_empty() { Ok(path) } else { Ok(format!("{path}?{}", except.join("&"))) }
+}
+
+/// Bad usage, which only `--key` and `--pool` together tell.
+fn no_pool(key: &str) -> clap::Error {
+    let detail = "write POOL/KEY, or name the pool with --pool";
+    let message = format!("invalid value '{key}' for '--key <KEY>': {detail}");
+    super::Cli::command().error(ErrorKind::ValueValidation, message)
 }
 
 fn message(options: &Options) -> anyhow::Result<(&'static str, Bytes)> {

@@ -165,8 +165,8 @@ impl Fleet {
     }
 
     /// Has one connection closed with this code and text, as
-    /// [`Connection::close_by_api`](crate::ws::connection::Connection::close_by_api) says; `None` if its worker does not answer, `Some(false)` if
-    /// there is no such connection, or it is not open yet.
+    /// [`Connection::close_by_api`](crate::ws::connection::Connection::close_by_api) says; `None` if its
+    /// worker does not answer, `Some(false)` if there is no such connection.
     pub(crate) async fn close(
         &self,
         serial: Serial,

@@ -23,7 +23,7 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderValue};
 use ipnet::IpNet;
-use percent_encoding::percent_decode_str;
+use percent_encoding::percent_decode;
 
 use crate::fields::{list, list_has, only};
 use crate::ws::rooms::Room;
@@ -100,11 +100,15 @@ pub fn strip_steadfast(headers: &mut HeaderMap) {
 }
 
 /// The rooms that a backend wants a connection to be in, and how many of the names it gives are none.
-/// Names are percent-encoded, so that each can stand in a list.
+/// Names are percent-encoded, so that each can stand in a list: one that is not ASCII is none,
+/// whatever stands beside it.
 pub fn rooms_to_join(headers: &HeaderMap) -> (Vec<Room>, usize) {
     let (mut rooms, mut wrong) = (Vec::new(), 0);
-    for name in list(headers, &STEADFAST_JOIN) {
-        let room = percent_decode_str(name).decode_utf8().ok();
+    let lines = headers.get_all(&STEADFAST_JOIN).iter().map(HeaderValue::as_bytes);
+    let names = lines.flat_map(|line| line.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+    for name in names.filter(|name| !name.is_empty()) {
+        let name = Some(name).filter(|name| name.is_ascii());
+        let room = name.and_then(|name| percent_decode(name).decode_utf8().ok());
         match room.and_then(|name| Room::new(&name).ok()) {
             Some(room) => rooms.push(room),
             None => wrong += 1,
@@ -307,6 +311,13 @@ mod tests {
         let (rooms, wrong) = rooms_to_join(&map);
         let names: Vec<&str> = rooms.iter().map(Room::as_str).collect();
         assert_eq!((names, wrong), (vec!["lobby", "doc 7", "a,b", "ä"], 1));
+        for bad in ["é".as_bytes(), b"\xe9", b"%ff", b"%C3%28"] {
+            let line = [b"ok1, ", bad, b",ok2"].concat();
+            let line = HeaderValue::from_bytes(&line).unwrap();
+            let (rooms, wrong) = rooms_to_join(&HeaderMap::from_iter([(STEADFAST_JOIN, line)]));
+            let names: Vec<&str> = rooms.iter().map(Room::as_str).collect();
+            assert_eq!((names, wrong), (vec!["ok1", "ok2"], 1), "{bad:?}");
+        }
         assert_eq!(rooms_to_join(&HeaderMap::new()), (Vec::new(), 0));
     }
 

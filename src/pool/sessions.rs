@@ -7,9 +7,9 @@
 //! The table is one per pool, for all workers, and outlives the reload of its pool. It is bounded: a
 //! client address has at most [`MOST_OF_ONE_CLIENT`] sessions, of which the oldest is forgotten first.
 //! Where proxies share a registry each session stands there too, for its life and no longer. Whoever
-//! learns one writes it down; who uses one has it written again when a third of its life is over,
-//! which [`Sessions::take_due`] tells for all of them. A session whose turn comes in the drain of its
-//! backend goes there too, which [`Sessions::take_forgotten`] tells.
+//! learns one writes it down; who uses one has it written again when a third of its life is over, for
+//! what is left of it then, which [`Sessions::take_due`] tells for all of them. A session whose turn
+//! comes in the drain of its backend goes there too, which [`Sessions::take_forgotten`] tells.
 //!
 //! No session has a timer. Each stands in `due` once, at the moment at which it could be over at the
 //! earliest; every call takes a few of those that have come, and puts back who was seen since. So a
@@ -63,7 +63,7 @@ impl Sessions {
     }
 
     /// Takes sessions that were used since they were written down, a third of their life ago or
-    /// more: ids, backends and lives. At most `limit`.
+    /// more: ids, backends and what is left of their lives. At most `limit`.
     pub fn take_due(&self, limit: usize) -> Vec<(Arc<str>, Arc<Backend>, Duration)> {
         self.lock().take_due(limit, Instant::now())
     }
@@ -170,20 +170,31 @@ struct Session<B> {
     seen: Instant,
     /// Where it stands in `due`; never later than `seen + life`.
     due: Instant,
-    /// Where it stands in `renewals`, if it does: a third of its life after it was written down last.
+    /// Where it stands in `renewals`, if it does.
     renewal: Option<Instant>,
     /// When it was written down last, if it was.
     written: Instant,
+    /// For how long.
+    written_for: Duration,
 }
 
 impl<B> Session<B> {
-    /// When it is to be written down again, if it is used.
+    /// When it is to be written down again, if it is used: a third of its life after it was, and
+    /// long before what is written is over.
     fn next_renewal(&self) -> Instant {
-        self.written + (self.life / 3).max(Duration::from_millis(1))
+        let after = (self.life / 3).min(self.written_for / 2);
+        self.written + after.max(Duration::from_millis(1))
+    }
+
+    /// What is left of its life.
+    fn left(&self, now: Instant) -> Duration {
+        // Somebody uses it all the time.
+        let seen = if self.visits > 0 { now } else { self.seen };
+        self.life.saturating_sub(now.saturating_duration_since(seen))
     }
 
     fn is_over(&self, now: Instant) -> bool {
-        self.visits == 0 && now.saturating_duration_since(self.seen) >= self.life
+        self.visits == 0 && self.left(now).is_zero()
     }
 }
 
@@ -237,9 +248,18 @@ impl<B: Clone> Table<B> {
         let serial = self.next;
         self.next += 1;
         let due = now + life;
-        let (renewal, written) = (None, now);
-        let session =
-            Session { serial, backend, client, life, visits: 1, seen: now, due, renewal, written };
+        let session = Session {
+            serial,
+            backend,
+            client,
+            life,
+            visits: 1,
+            seen: now,
+            due,
+            renewal: None,
+            written: now,
+            written_for: life,
+        };
         self.due.insert((due, serial), Arc::clone(id));
         self.clients.entry(client).or_default().insert(serial, Arc::clone(id));
         self.sessions.insert(Arc::clone(id), session);
@@ -267,8 +287,12 @@ impl<B: Clone> Table<B> {
             let id = first.remove();
             let Some(session) = self.sessions.get_mut(&id) else { continue };
             session.renewal = None;
-            session.written = now;
-            due.push((Arc::clone(&id), session.backend.clone(), session.life));
+            if session.is_over(now) {
+                continue;
+            }
+            let left = session.left(now);
+            (session.written, session.written_for) = (now, left);
+            due.push((Arc::clone(&id), session.backend.clone(), left));
             // A WebSocket of it uses it all the time.
             if session.visits > 0 {
                 self.note_use(&id);
@@ -477,6 +501,28 @@ mod tests {
         assert_eq!(due(&mut table, 1000), Vec::<String>::new());
         assert_eq!(find(&mut table, "used", start + seconds(1000)), None);
         assert!(table.renewals.is_empty() && table.sessions.is_empty());
+    }
+
+    #[test]
+    fn a_session_is_written_down_for_what_is_left_of_it() {
+        let (mut table, start) = (Table::default(), Instant::now());
+        table.is_shared = true;
+        let due = |table: &mut Table<u8>, at: u64| {
+            let due = table.take_due(10, start + seconds(at)).into_iter();
+            due.map(|(_, _, left)| left.as_secs()).collect::<Vec<_>>()
+        };
+        learn(&mut table, "s", 1, start);
+        assert_eq!(due(&mut table, 15), [30], "nobody came since");
+        let (id, serial, _) = table.enter("s", start + seconds(20)).unwrap();
+        assert_eq!(due(&mut table, 30), [45], "a visit is under way");
+        table.leave(&id, serial, start + seconds(32));
+        // However late one is written, it is again before that is over.
+        assert_eq!(due(&mut table, 71), [6]);
+        assert_eq!(find(&mut table, "s", start + seconds(72)), Some(1));
+        assert_eq!(due(&mut table, 74), [43]);
+        // One that is over is not written at all.
+        assert_eq!(find(&mut table, "s", start + seconds(75)), Some(1));
+        assert_eq!(due(&mut table, 200), [0; 0]);
     }
 
     #[test]

@@ -127,6 +127,9 @@ pub enum Unavailable {
     /// It was asked, and there was no answer: it may have done what it was asked or not.
     #[error("the registry did not answer: {0}")]
     NoAnswer(String),
+    /// It was asked, and said why it does not do that.
+    #[error("the registry refused: {0}")]
+    Refused(String),
 }
 
 /// What comes out of a registry.
@@ -228,6 +231,12 @@ pub trait Registry: fmt::Debug + Send + Sync {
     fn stand(&self, groups: &mut dyn Iterator<Item = Group>) -> Option<Boxed<'static, ()>> {
         let _ = groups;
         None
+    }
+
+    /// Whether what is sent to a group arrives here; where there is nobody else, it does.
+    fn stands(&self, group: &Group) -> bool {
+        let _ = group;
+        true
     }
 
     /// Whether it can be reached.

@@ -69,7 +69,8 @@ impl Link {
         let control = tokio::runtime::Handle::current();
         let running = control.spawn(async move { runs.run(truth, events, stopped).await });
         let (has_read, read) = watch::channel(false);
-        let following = control.spawn(follow(Arc::clone(fleet), received, has_read));
+        let follows = follow(Arc::clone(fleet), Arc::clone(&redis), received, has_read);
+        let following = control.spawn(follows);
         let renewing = control.spawn(renew_sessions(Arc::clone(fleet)));
         Self { redis, stop, running, following, renewing, read }
     }
@@ -101,13 +102,16 @@ impl Link {
 
 async fn follow(
     fleet: Arc<Fleet>,
+    redis: Arc<Redis>,
     mut events: mpsc::Receiver<Event>,
     has_read: watch::Sender<bool>,
 ) {
     let mut read = HashSet::new();
     while let Some(event) = events.recv().await {
         match event {
-            Event::Message { channel, message } => deliver(&fleet, &channel, &message).await,
+            Event::Message { channel, message } => {
+                deliver(&fleet, &redis, &channel, &message).await;
+            }
             Event::Placed { pool, key, proxy, backend } => {
                 of_name(&fleet, &pool, |pool| pool.hear(&key, &proxy, backend.as_deref()));
             }
@@ -170,7 +174,7 @@ fn of_name(fleet: &Fleet, name: &str, tell: impl FnOnce(&Pool)) {
 
 /// Sends a published message to those of its audience that are here. Nobody waits for an answer: what
 /// is wrong with it is counted, and said.
-async fn deliver(fleet: &Fleet, channel: &Channel, message: &[u8]) {
+async fn deliver(fleet: &Fleet, redis: &Redis, channel: &Channel, message: &[u8]) {
     let outcome = match audience(channel) {
         Ok(audience) => fleet.pass_on(audience, message).await,
         Err(error) => Err(error),
@@ -178,7 +182,8 @@ async fn deliver(fleet: &Fleet, channel: &Channel, message: &[u8]) {
     let Err(error) = outcome else { return };
     fleet.shared.metrics.undeliverable(error.label());
     if let Some(Allowed { suppressed }) = allowed!() {
-        warn!(?channel, %error, suppressed, "a published message is dropped");
+        let channel = redis.name_of(channel);
+        warn!(channel, %error, suppressed, "a published message is dropped");
     }
 }
 

@@ -333,12 +333,9 @@ impl Worker {
                 let _ = reply.send(table.get(serial).map(|one| table.leave(&one, &room)).is_some());
             }
             Message::Close { serial, code, text, reply } => {
-                let open = table.get(serial).filter(|connection| connection.backend().is_some());
-                if let Some(connection) = &open {
-                    connection.close_by_api(code, text);
-                }
-                // Whoever asked may have stopped waiting.
-                let _ = reply.send(open.is_some());
+                // One that is not open yet is closed behind its 101.
+                let closing = table.get(serial).map(|one| one.close_by_api(code, text));
+                let _ = reply.send(closing.is_some());
             }
             Message::BackendLost { pool, backend } => {
                 let of_backend = |connection: &Connection| {

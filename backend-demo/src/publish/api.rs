@@ -16,7 +16,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::message::Order;
+use super::message::{Answered, Order};
 use super::{ANSWER_WITHIN, CONNECT_WITHIN, PROXY, PublishError};
 
 /// The longest answer: a list of 1,000 connections has half a megabyte.
@@ -86,12 +86,17 @@ impl Api {
     }
 }
 
-/// HOST:PORT of a URL without a path, or of HOST:PORT itself.
+/// HOST:PORT of a URL without a path, or of HOST:PORT itself. A word alone is neither.
 fn authority(url: &str) -> Option<String> {
-    let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
+    let default_port = url.contains("://").then_some(80);
+    let url = if default_port.is_some() { url.to_owned() } else { format!("http://{url}") };
     let url = Uri::from_str(&url).ok().filter(|url| url.scheme_str() == Some("http"))?;
+    if url.path() != "/" || url.query().is_some() {
+        return None;
+    }
     let authority = url.authority().filter(|one| !one.as_str().contains('@'))?;
-    Some(format!("{}:{}", authority.host(), authority.port_u16().unwrap_or(80)))
+    let port = authority.port_u16().or(default_port)?;
+    Some(format!("{}:{port}", authority.host()))
 }
 
 /// An open connection.
@@ -105,7 +110,7 @@ impl Link {
     pub(super) async fn carry_out(
         &mut self,
         order: &Order,
-    ) -> Result<Result<u64, PublishError>, Cause> {
+    ) -> Result<Result<Answered, PublishError>, Cause> {
         let (status, body) =
             timeout(ANSWER_WITHIN, self.ask(order)).await.map_err(|_| "no answer in time")??;
         let answer = order.answer(status, &body);
@@ -153,6 +158,8 @@ mod tests {
             ("http://edge1", Some("edge1:80")),
             ("https://127.0.0.1:9900", None),
             ("http://me@edge1:1", None),
+            ("http://edge1:9900/v1", None),
+            ("edge1", None),
             ("a b", None),
             ("", None),
         ] {

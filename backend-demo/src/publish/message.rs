@@ -1,7 +1,9 @@
 //! What Redis or a proxy is asked, and what its answers mean. Nothing here does I/O.
 //!
 //! Each [`Order`] is one command of Redis, or one request to the admin API of a proxy. Both answer
-//! with a number: how many proxies were reached, or how many members a room has.
+//! with how many proxies were reached, or with how many members of a room each proxy has.
+
+use std::collections::BTreeMap;
 
 use axum::body::Bytes;
 use axum::extract::ws::Utf8Bytes;
@@ -30,7 +32,7 @@ impl ConnectionId {
     }
 
     /// The proxy that has the connection.
-    fn proxy(&self) -> &str {
+    pub(crate) fn proxy(&self) -> &str {
         self.0.split('.').next().unwrap_or_default()
     }
 }
@@ -55,8 +57,20 @@ pub(crate) enum Order {
     Join { room: String, connection: ConnectionId },
     /// Takes it out.
     Leave { room: String, connection: ConnectionId },
-    /// Counts the members of a room that came through proxies, `own` included.
-    Count { room: String, own: Option<ConnectionId> },
+    /// Counts the members of a room that came through proxies.
+    Count { room: String },
+}
+
+/// How many of something each proxy has.
+pub(crate) type ByProxy = BTreeMap<String, u64>;
+
+/// What was answered to an order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Answered {
+    /// How many proxies were reached.
+    Reached(u64),
+    /// How many members of a room each proxy has, as far as is known there.
+    Members(ByProxy),
 }
 
 /// A request to the admin API of a proxy.
@@ -128,17 +142,7 @@ impl Order {
                 json!({ "connection": connection.0, "leave": [room] }),
             ),
             // Of each proxy, how many of its connections are members.
-            Self::Count { room, .. } => vec!["HVALS".into(), format!("{prefix}:room:{room}")],
-        }
-    }
-
-    /// What the number means that Redis has answered, or the sum of those that it has.
-    ///
-    /// Who comes in is counted by its proxy, but that may not have written it down yet.
-    pub(super) fn counted(&self, sum: u64) -> u64 {
-        match self {
-            Self::Count { own, .. } => sum.max(u64::from(own.is_some())),
-            _ => sum,
+            Self::Count { room } => vec!["HGETALL".into(), format!("{prefix}:room:{room}")],
         }
     }
 
@@ -155,18 +159,18 @@ impl Order {
             }
             Self::Join { room, connection } => request(Method::PUT, member(room, connection)),
             Self::Leave { room, connection } => request(Method::DELETE, member(room, connection)),
-            Self::Count { room, .. } => {
+            Self::Count { room } => {
                 let path = format!("/v1/connections?room={}&limit={LISTED}", encoded(room));
                 request(Method::GET, path)
             }
         }
     }
 
-    /// The number in the answer to [`request`](Self::request), or why there is none.
+    /// What is in the answer to [`request`](Self::request), or why nothing is.
     ///
     /// A proxy lists its own connections alone, at most 1,000 of them: a count is one of members
     /// that came through the proxy that is asked.
-    pub(super) fn answer(&self, status: StatusCode, body: &[u8]) -> Result<u64, String> {
+    pub(super) fn answer(&self, status: StatusCode, body: &[u8]) -> Result<Answered, String> {
         if !status.is_success() {
             let problem = serde_json::from_slice::<Problem>(body);
             return Err(problem.map_or_else(|_| status.to_string(), |problem| problem.detail));
@@ -175,14 +179,17 @@ impl Order {
         match self {
             Self::Tell(_) => {
                 let reached = serde_json::from_slice::<Reached>(body).map_err(strange)?;
-                Ok(reached.proxies)
+                Ok(Answered::Reached(reached.proxies))
             }
-            Self::Join { .. } | Self::Leave { .. } => Ok(1),
-            Self::Count { own, .. } => {
+            Self::Join { .. } | Self::Leave { .. } => Ok(Answered::Reached(1)),
+            Self::Count { .. } => {
                 let listed = serde_json::from_slice::<Listed>(body).map_err(strange)?;
-                let is_own = |id: &str| own.as_ref().is_some_and(|own| own.0 == id);
-                let others = listed.connections.iter().filter(|one| !is_own(&one.id)).count();
-                Ok(others as u64 + u64::from(own.is_some()))
+                let ids = listed.connections.iter().filter_map(|one| ConnectionId::parse(&one.id));
+                let mut members = ByProxy::new();
+                for id in ids {
+                    *members.entry(id.proxy().to_owned()).or_default() += 1;
+                }
+                Ok(Answered::Members(members))
             }
         }
     }
@@ -230,15 +237,14 @@ mod tests {
                 ["PUBLISH", "sf:to:proxy:p", r#"{"connection":"p.1","join":["tea, ä"]}"#],
             ),
             (
-                order(&Order::Leave { room: room.clone(), connection: connection.clone() }),
+                order(&Order::Leave { room: room.clone(), connection }),
                 ["PUBLISH", "sf:to:proxy:p", r#"{"connection":"p.1","leave":["tea, ä"]}"#],
             ),
         ] {
             assert_eq!(command, wanted);
         }
-        let count = Order::Count { room, own: Some(connection) };
-        assert_eq!(count.command("steadfast"), ["HVALS", "steadfast:room:tea, ä"]);
-        assert_eq!((count.counted(0), count.counted(7)), (1, 7));
+        let count = Order::Count { room };
+        assert_eq!(count.command("steadfast"), ["HGETALL", "steadfast:room:tea, ä"]);
     }
 
     #[test]
@@ -261,7 +267,7 @@ mod tests {
                 format!("DELETE {room_path}%2F%3F/members/p.1 "),
             ),
             (
-                request(Order::Count { room, own: None }),
+                request(Order::Count { room }),
                 "GET /v1/connections?room=tea%2C%20%C3%A4%2F%3F&limit=1000 ".to_owned(),
             ),
         ] {
@@ -270,22 +276,26 @@ mod tests {
     }
 
     #[test]
-    fn answers_of_a_proxy_are_numbers_or_say_why_not() {
+    fn answers_of_a_proxy_say_how_many_or_why_not() {
         let join = || Order::Join { room: "r".into(), connection: id("p.1") };
-        let count = |own| Order::Count { room: "r".into(), own };
+        let count = || Order::Count { room: "r".into() };
+        let (reached, members) = (Answered::Reached, ByProxy::from([("p".to_owned(), 2)]));
         let listed =
             r#"{"connections": [{"id": "p.1", "pool": "a"}, {"id": "p.2"}], "next": null}"#;
         let problem = r#"{"status": 404, "detail": "no such connection"}"#;
         for (order, status, body, wanted) in [
-            (tell(None), StatusCode::ACCEPTED, r#"{"proxies": 2}"#, Ok(2)),
-            (tell(None), StatusCode::ACCEPTED, r#"{"proxies": 0, "partial": true}"#, Ok(0)),
-            (join(), StatusCode::NO_CONTENT, "", Ok(1)),
-            (join(), StatusCode::ACCEPTED, "", Ok(1)),
+            (tell(None), StatusCode::ACCEPTED, r#"{"proxies": 2}"#, Ok(reached(2))),
+            (
+                tell(None),
+                StatusCode::ACCEPTED,
+                r#"{"proxies": 0, "partial": true}"#,
+                Ok(reached(0)),
+            ),
+            (join(), StatusCode::NO_CONTENT, "", Ok(reached(1))),
+            (join(), StatusCode::ACCEPTED, "", Ok(reached(1))),
             (join(), StatusCode::NOT_FOUND, problem, Err("no such connection")),
             (join(), StatusCode::BAD_GATEWAY, "<html>", Err("502 Bad Gateway")),
-            (count(None), StatusCode::OK, listed, Ok(2)),
-            (count(Some(id("p.2"))), StatusCode::OK, listed, Ok(2)),
-            (count(Some(id("p.3"))), StatusCode::OK, listed, Ok(3)),
+            (count(), StatusCode::OK, listed, Ok(Answered::Members(members))),
         ] {
             let wanted = wanted.map_err(str::to_owned);
             assert_eq!(order.answer(status, body.as_bytes()), wanted, "{body}");

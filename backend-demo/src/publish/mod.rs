@@ -21,7 +21,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
-pub(crate) use self::message::{ConnectionId, Notice, Order, encoded};
+pub(crate) use self::message::{Answered, ByProxy, ConnectionId, Notice, Order, encoded};
 
 /// Orders that wait, of all WebSockets together. Each of those waits for one, and when the server
 /// stops each has one more to give.
@@ -70,6 +70,22 @@ pub enum Publish {
 /// What names in Redis begin with, unless a proxy's config says otherwise.
 pub const REDIS_PREFIX: &str = "steadfast";
 
+/// Which URLs of a Redis are taken.
+const REDIS_URLS: &str = "write redis://HOST:PORT, or rediss://HOST:PORT for TLS, each with \
+                          USER:PASSWORD@ before and /DATABASE behind it where there are such; \
+                          Sentinels and Clusters are for proxies alone";
+
+impl Publish {
+    /// Whether it is somewhere to publish to, which nobody looks for yet.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the URL or the token, and what to write.
+    pub fn check(&self) -> Result<(), String> {
+        open(self.clone()).map(drop)
+    }
+}
+
 // A URL may have a password in it.
 impl fmt::Debug for Publish {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -103,7 +119,7 @@ enum Job {
     Flush(oneshot::Sender<()>),
 }
 
-type Answer = oneshot::Sender<Result<u64, PublishError>>;
+type Answer = oneshot::Sender<Result<Answered, PublishError>>;
 
 /// Gives orders, on behalf of all WebSockets.
 #[derive(Debug)]
@@ -122,7 +138,7 @@ pub(crate) fn open(publish: Publish) -> Result<Option<(Publisher, Courier)>, Str
         Publish::Own => return Ok(None),
         Publish::Redis { url, prefix } => {
             let redis = redis::Redis::new(&url, prefix);
-            let redis = redis.map_err(|error| format!("the URL of Redis: {error}"))?;
+            let redis = redis.map_err(|error| format!("{error}; {REDIS_URLS}"))?;
             (Place::Redis(Box::new(redis)), REDIS)
         }
         Publish::ProxyAdmin { url, token } => {
@@ -136,16 +152,18 @@ pub(crate) fn open(publish: Publish) -> Result<Option<(Publisher, Courier)>, Str
 }
 
 impl Publisher {
-    /// Has an order carried out, and tells the number that was answered. Cancel safe: an order
+    /// Has an order carried out, and tells what was answered. Cancel safe: an order
     /// whose giver has gone is not begun.
-    pub(crate) async fn carry_out(&self, order: Order) -> Result<u64, PublishError> {
+    pub(crate) async fn carry_out(&self, order: Order) -> Result<Answered, PublishError> {
         let place = self.place;
         let needs_somebody = order.needs_somebody();
         let (answer, answered) = oneshot::channel();
         let queued = self.queue.send_timeout(Job::Carry(order, Some(answer)), QUEUE_WITHIN).await;
         queued.map_err(|_| PublishError::Busy { place })?;
         match timeout(PATIENCE, answered).await {
-            Ok(Ok(Ok(0))) if needs_somebody => Err(PublishError::Nobody { place }),
+            Ok(Ok(Ok(Answered::Reached(0)))) if needs_somebody => {
+                Err(PublishError::Nobody { place })
+            }
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(PublishError::Away { place }),
             Err(_) => Err(PublishError::NoAnswer { place }),
@@ -296,7 +314,7 @@ impl Link {
     async fn carry_out(
         &mut self,
         orders: &[Order],
-    ) -> Result<Vec<Result<u64, PublishError>>, Cause> {
+    ) -> Result<Vec<Result<Answered, PublishError>>, Cause> {
         match self {
             Self::Redis(link) => Ok(link.carry_out(orders).await?),
             Self::Api(link) => {
@@ -360,7 +378,8 @@ mod tests {
         assert!(open(Publish::Own).unwrap().is_none());
         assert!(open(redis("redis://:secret@127.0.0.1:1/2")).unwrap().is_some());
         assert!(open(redis("rediss://127.0.0.1:1")).unwrap().is_some());
-        assert!(open(redis("http://127.0.0.1")).unwrap_err().contains("URL of Redis"));
+        assert!(open(redis("http://127.0.0.1")).unwrap_err().contains("redis://HOST:PORT"));
+        assert!(open(redis("redis+sentinel://127.0.0.1/x")).unwrap_err().contains("Sentinels"));
         assert!(open(api("127.0.0.1:9900")).unwrap().is_some());
         assert!(open(api("redis://127.0.0.1")).unwrap_err().contains("http://"));
         assert_eq!(format!("{:?}", redis("redis://:secret@h")), "Redis");

@@ -11,7 +11,7 @@ use std::time::Duration;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, RedisError, RedisResult, Value};
 
-use super::message::Order;
+use super::message::{Answered, Order};
 use super::{ANSWER_WITHIN, CONNECT_WITHIN, PublishError, REDIS};
 
 /// How often an idle connection is asked whether it still is one.
@@ -50,7 +50,7 @@ impl Link {
     pub(super) async fn carry_out(
         &mut self,
         orders: &[Order],
-    ) -> Result<Vec<Result<u64, PublishError>>, RedisError> {
+    ) -> Result<Vec<Result<Answered, PublishError>>, RedisError> {
         let mut pipeline = redis::pipe();
         pipeline.ignore_errors();
         for order in orders {
@@ -63,15 +63,12 @@ impl Link {
             }
         }
         let answers: Vec<RedisResult<Value>> = pipeline.query_async(&mut self.connection).await?;
-        let numbers = orders.iter().zip(answers).map(|(order, answer)| {
-            let refused = |error: RedisError| PublishError::Refused {
-                place: REDIS,
-                detail: error.to_string(),
-            };
-            let sum = answer.and_then(sum).map_err(refused)?;
-            Ok(order.counted(sum))
+        let answered = orders.iter().zip(answers).map(|(order, answer)| {
+            answer
+                .and_then(|answer| read(order, answer))
+                .map_err(|error| PublishError::Refused { place: REDIS, detail: error.to_string() })
         });
-        Ok(numbers.collect())
+        Ok(answered.collect())
     }
 
     /// Asks for a sign of life.
@@ -80,13 +77,9 @@ impl Link {
     }
 }
 
-/// PUBLISH answers with a number, HVALS with a list of them.
-fn sum(answer: Value) -> RedisResult<u64> {
-    match answer {
-        Value::Array(_) => {
-            let counts: Vec<u64> = redis::from_redis_value(answer)?;
-            Ok(counts.into_iter().fold(0, u64::saturating_add))
-        }
-        number => Ok(redis::from_redis_value(number)?),
-    }
+fn read(order: &Order, answer: Value) -> RedisResult<Answered> {
+    Ok(match order {
+        Order::Count { .. } => Answered::Members(redis::from_redis_value(answer)?),
+        _ => Answered::Reached(redis::from_redis_value(answer)?),
+    })
 }

@@ -22,9 +22,9 @@ use axum::extract::ws::{Message, Utf8Bytes, WebSocket};
 use tokio::sync::{mpsc, oneshot};
 
 use self::protocol::{Asked, Members, Told, Welcome};
-use self::table::{Member, MemberId, Table};
+use self::table::{Member, MemberId, Present, Table};
 use crate::Backend;
-use crate::publish::{ConnectionId, Notice, Order, Publisher, encoded};
+use crate::publish::{Answered, ByProxy, ConnectionId, Notice, Order, Publisher, encoded};
 use crate::socket::{GOING_AWAY, TRY_AGAIN_LATER, close, next_message};
 use crate::stop::Serving;
 
@@ -79,24 +79,32 @@ impl Rooms {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many are in the room of a newcomer, itself included, as far as others know.
-    async fn count(&self, newcomer: &Newcomer) -> Option<u64> {
-        let (room, own) = (newcomer.room.to_string(), self.by_proxy(newcomer));
-        let counted = self.publisher.as_ref()?.carry_out(Order::Count { room, own }).await;
-        counted.inspect_err(|error| tracing::debug!(%error, "can't count members")).ok()
+    /// How many members of its room each proxy has, before a newcomer is one: to be asked before its
+    /// proxy is told to make it one. `None`: nobody can tell, or need.
+    pub(crate) async fn count(&self, newcomer: &Newcomer) -> Option<ByProxy> {
+        let room = newcomer.room.to_string();
+        match self.publisher.as_ref()?.carry_out(Order::Count { room }).await {
+            Ok(Answered::Members(members)) => Some(members),
+            Ok(Answered::Reached(_)) => None,
+            Err(error) => {
+                tracing::debug!(%error, "can't count members");
+                None
+            }
+        }
     }
 
-    /// `count` is of those that came through proxies.
-    fn enter(&self, newcomer: &Newcomer, count: Option<u64>) -> Seat<'_> {
+    /// `others` is what was [counted](Self::count).
+    fn enter(&self, newcomer: &Newcomer, others: Option<&ByProxy>) -> Seat<'_> {
         let (sender, queue) = mpsc::channel(QUEUED_MESSAGES);
         let (removed_when_dropped, removed) = oneshot::channel();
         let by_proxy = self.by_proxy(newcomer);
+        let own = by_proxy.clone();
         let member = Member::new(newcomer.name.clone(), sender, by_proxy, removed_when_dropped);
         let mut table = self.table();
         let id = table.enter(member, &newcomer.room, |present| {
             let members = match &self.publisher {
                 None => Members::Names(present.names),
-                Some(_) => Members::Count(count.map(|count| count + present.without_proxy as u64)),
+                Some(_) => Members::Count(others.map(|others| count(others, present, own))),
             };
             let welcome = Welcome {
                 backend: &self.backend,
@@ -179,6 +187,27 @@ impl Rooms {
     }
 }
 
+/// How many members a room has with the one that has just come in, `own` to its proxy.
+///
+/// A proxy writes down some moments later who has come, so of those that came here more may be known
+/// here; who came to another instance in the same moment, nobody knows of yet.
+fn count(others: &ByProxy, present: Present<'_>, own: Option<ConnectionId>) -> u64 {
+    let Present { without_proxy, mut by_proxy, .. } = present;
+    let mut newcomer = 0;
+    // Among the others it was not counted.
+    if let Some(own) = own
+        && let Some(here) = by_proxy.get_mut(own.proxy())
+    {
+        (*here, newcomer) = (*here - 1, 1);
+    }
+    for (proxy, count) in others {
+        let here = by_proxy.entry(proxy.clone()).or_default();
+        *here = (*here).max(*count);
+    }
+    let all = by_proxy.into_values().chain([without_proxy, newcomer]);
+    all.fold(0, u64::saturating_add)
+}
+
 /// One connection's place in the table, given up when it is dropped.
 struct Seat<'a> {
     rooms: &'a Rooms,
@@ -202,26 +231,17 @@ enum End {
     TooSlow,
 }
 
-/// Serves one `/rooms` connection to its end.
+/// Serves one `/rooms` connection to its end; `others` were [counted](Rooms::count) before its 101.
 pub(crate) async fn serve(
     mut socket: WebSocket,
     mut serving: Serving,
     backend: &Backend,
     newcomer: Newcomer,
+    others: Option<ByProxy>,
 ) {
-    let counted = tokio::select! {
-        count = backend.rooms.count(&newcomer) => Some(count),
-        () = serving.stopped() => None,
-    };
-    let end = match counted {
-        Some(count) => {
-            let seat = backend.rooms.enter(&newcomer, count);
-            // The seat ends there: the others need not wait until this client has answered a Close.
-            converse(&mut socket, &mut serving, seat).await
-        }
-        None => End::Stopped,
-    };
-    match end {
+    let seat = backend.rooms.enter(&newcomer, others.as_ref());
+    // The seat ends there: the others need not wait until this client has answered a Close.
+    match converse(&mut socket, &mut serving, seat).await {
         End::ClientLeft => {}
         End::Stopped => close(socket, GOING_AWAY, "the backend stops").await,
         End::TooSlow => close(socket, TRY_AGAIN_LATER, "reads too slowly for its rooms").await,

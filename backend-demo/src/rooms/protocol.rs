@@ -36,14 +36,9 @@ const TEXT_BYTES: usize = 16 << 10;
 pub(crate) struct Label(String);
 
 /// A room or a name that is none.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("a room or a name has 1 to 64 characters, and no control characters")]
 pub(crate) struct BadLabel;
-
-impl std::fmt::Display for BadLabel {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("a room or a name has 1 to 64 characters, and no control characters")
-    }
-}
 
 impl Label {
     pub(crate) fn parse(text: &str) -> Result<Self, BadLabel> {
@@ -128,9 +123,11 @@ pub(crate) enum Members<'a> {
     Names(Vec<&'a str>),
     /// How many, on all instances; null where nobody can tell.
     ///
-    /// With Redis it is what all proxies together have written down there, which may be a moment
-    /// old; with the API of one proxy, its own connections, at most 1,000. This instance adds those
-    /// of its members that came without a proxy. Two who come at once may each miss the other.
+    /// The newcomer, and who was there. With Redis that is what all proxies together have written
+    /// down there, or what this instance knows of its own members where that is more: who came to
+    /// another instance within the last moments may be missing, and who left may still count. With
+    /// the API of one proxy it is that one's connections, at most 1,000. This instance adds those of
+    /// its members that came without a proxy.
     Count(Option<u64>),
 }
 

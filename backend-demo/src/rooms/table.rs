@@ -16,7 +16,7 @@ use axum::extract::ws::Utf8Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use super::protocol::{Label, Told};
-use crate::publish::{ConnectionId, Notice};
+use crate::publish::{ByProxy, ConnectionId, Notice};
 
 /// Rooms that one connection can be in.
 const ROOMS_OF_ONE: usize = 16;
@@ -57,7 +57,9 @@ pub(super) struct Present<'a> {
     /// In the order in which they came; not all of them, in a large room.
     pub(super) names: Vec<&'a str>,
     /// How many do not hear it from a proxy.
-    pub(super) without_proxy: usize,
+    pub(super) without_proxy: u64,
+    /// How many hear it from each proxy.
+    pub(super) by_proxy: ByProxy,
 }
 
 /// All members and all rooms of one demo.
@@ -274,11 +276,18 @@ impl Table {
     fn present(&self, room: &Label) -> Present<'_> {
         let inside = self.rooms.get(room).into_iter().flatten();
         let members = inside.filter_map(|id| self.members.get(id));
-        let names = members.clone().map(|member| &*member.name);
-        Present {
-            names: names.take(NAMES_IN_WELCOME).collect(),
-            without_proxy: members.filter(|member| member.by_proxy.is_none()).count(),
+        let names = members.clone().map(|member| &*member.name).take(NAMES_IN_WELCOME).collect();
+        let (mut without_proxy, mut by_proxy) = (0, ByProxy::new());
+        for member in members {
+            match &member.by_proxy {
+                None => without_proxy += 1,
+                Some(id) => match by_proxy.get_mut(id.proxy()) {
+                    Some(count) => *count += 1,
+                    None => _ = by_proxy.insert(id.proxy().to_owned(), 1),
+                },
+            }
         }
+        Present { names, without_proxy, by_proxy }
     }
 }
 

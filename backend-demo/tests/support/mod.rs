@@ -122,6 +122,12 @@ impl Client {
         serde_json::from_str(&self.text().await).unwrap()
     }
 
+    /// Closes, and waits until it is out of its rooms.
+    pub async fn leave(mut self) {
+        soon(self.0.close(None)).await.unwrap();
+        while soon(self.0.next()).await.is_some() {}
+    }
+
     /// Reads on until the Close.
     pub async fn close_frame(&mut self) -> CloseFrame {
         loop {

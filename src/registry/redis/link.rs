@@ -21,7 +21,7 @@ use tracing::{info, warn};
 use super::super::Unavailable;
 use super::super::names::Names;
 use super::connect::{Connection, Lookout, Refused, failure};
-use super::steps::command;
+use super::steps::{command, said};
 use super::{Address, Counts, Place, Settings};
 use crate::observe::rate::{Allowed, allowed};
 use crate::random;
@@ -301,7 +301,7 @@ impl Link {
         let answers = self.run_all(vec![command]).await?;
         match answers.first() {
             Some(Value::Int(count)) => Ok(usize::try_from(*count).unwrap_or(0)),
-            Some(Value::ServerError(error)) => Err(Unavailable::NoAnswer(error.to_string())),
+            Some(Value::ServerError(error)) => Err(Unavailable::Refused(said(error))),
             other => Err(Unavailable::NoAnswer(format!("{other:?}"))),
         }
     }
@@ -320,5 +320,5 @@ fn of_no_use(answer: &Value) -> Option<String> {
             ServerErrorKind::ReadOnly | ServerErrorKind::BusyLoading | ServerErrorKind::MasterDown
         )
     );
-    is_of_no_use.then(|| error.to_string())
+    is_of_no_use.then(|| said(error))
 }

@@ -166,6 +166,11 @@ impl Redis {
         &self.counts
     }
 
+    /// What a channel is called there.
+    pub fn name_of(&self, channel: &Channel) -> String {
+        self.common.names.channel(channel)
+    }
+
     /// Takes the proxy and all that it owns out of the registry, as far as that is there.
     pub async fn sign_off(&self) {
         self.ledger.sign_off(&self.common).await;
@@ -191,6 +196,10 @@ impl Registry for Redis {
 
     fn stand(&self, groups: &mut dyn Iterator<Item = Group>) -> Option<Boxed<'static, ()>> {
         self.subscriptions.stand(groups, self.common.settings.join_wait)
+    }
+
+    fn stands(&self, group: &Group) -> bool {
+        self.subscriptions.stands(group)
     }
 
     fn state(&self) -> State {

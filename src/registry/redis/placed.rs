@@ -26,6 +26,7 @@ use super::super::{Event, Truth, Unavailable, Wanted};
 use super::Common;
 use super::connect::is_of_other_type;
 use super::drains::{Amends, Drains};
+use super::steps::said;
 use crate::observe::access_log::unix_millis;
 use crate::observe::rate::{Allowed, allowed};
 
@@ -566,10 +567,10 @@ fn all_well_where_it_fits(answers: &[Value]) -> Result<(), Unavailable> {
 
 fn none_refused<'a>(mut answers: impl Iterator<Item = &'a Value>) -> Result<(), Unavailable> {
     let refused = answers.find_map(|answer| match answer {
-        Value::ServerError(error) => Some(format!("{error:?}")),
+        Value::ServerError(error) => Some(said(error)),
         _ => None,
     });
-    refused.map_or(Ok(()), |error| Err(Unavailable::NoAnswer(error)))
+    refused.map_or(Ok(()), |error| Err(Unavailable::Refused(error)))
 }
 
 fn json(value: &impl Serialize) -> String {

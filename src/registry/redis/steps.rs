@@ -4,7 +4,7 @@
 //! connection is, and goes when nothing else is left: whoever dies in between leaves enough to find the
 //! rest. New records come before old ones go, since both may be of one room. All commands have one key and a result that does not depend on what was there.
 
-use redis::{Cmd, Value};
+use redis::{Cmd, ServerError, Value};
 
 use super::super::names::{Names, shard};
 use super::super::{Record, Unavailable};
@@ -122,7 +122,7 @@ pub(super) async fn carry_out_where_it_fits(
             answers.push(match answer {
                 answer if is_of_other_type(&answer) => None,
                 Value::ServerError(refusal) => {
-                    return Err(Unavailable::NoAnswer(format!("{refusal:?}")));
+                    return Err(Unavailable::Refused(said(&refusal)));
                 }
                 answer => Some(answer),
             });
@@ -130,6 +130,12 @@ pub(super) async fn carry_out_where_it_fits(
         commands = rest;
     }
     Ok(answers)
+}
+
+/// A refusal in the words of Redis.
+pub(super) fn said(refusal: &ServerError) -> String {
+    let code = refusal.code();
+    refusal.details().map_or_else(|| code.to_owned(), |details| format!("{code} {details}"))
 }
 
 /// Reads an answer as what it should be.

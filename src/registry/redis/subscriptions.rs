@@ -106,6 +106,11 @@ impl Subscriptions {
         self.shared.stands.load(Ordering::Acquire)
     }
 
+    /// Whether what is sent to this group arrives.
+    pub(super) fn stands(&self, group: &Group) -> bool {
+        self.stand_all() && self.shared.groups().stands(group)
+    }
+
     /// Waits until all of these stand, for at most `wait`; `None` where they do, or can't.
     pub(super) fn stand(
         &self,
@@ -373,16 +378,14 @@ impl Inlet {
             });
             return;
         }
-        let Some(told) = std::str::from_utf8(&channel).ok().and_then(|name| self.names.told(name))
-        else {
-            return;
-        };
+        let Ok(channel) = String::from_utf8(channel) else { return };
+        let Some(told) = self.names.told(&channel) else { return };
         self.shared.counts.message();
         if payload.len() > self.largest {
             self.shared.counts.dropped(Dropped::TooLarge);
             if let Some(Allowed { suppressed }) = allowed!() {
                 let bytes = payload.len();
-                warn!(?told, bytes, suppressed, "a published message is too large");
+                warn!(channel, bytes, suppressed, "a published message is too large");
             }
             return;
         }
