@@ -155,11 +155,16 @@ fn of_two_places_the_first_on_the_ring_wins_once_proxies_hear_of_each_other() {
 fn at_home(proxy: &Proxy, redis: &RedisServer, room: &str) -> Ws {
     let (client, at) = join(proxy, room);
     assert_eq!(at, "a");
-    let of_key = format!("steadfast:key:pool/{room}");
-    eventually("it is written down", || {
-        (ask_redis(redis, &["SCARD", &of_key]).trim() == "1").then_some(())
-    });
+    written_down(redis, room, 1);
     client
+}
+
+/// Waits until the registry has so many connections of a room.
+fn written_down(redis: &RedisServer, room: &str, count: usize) {
+    let of_key = format!("steadfast:key:pool/{room}");
+    eventually("they are written down", || {
+        (ask_redis(redis, &["SCARD", &of_key]).trim() == count.to_string()).then_some(())
+    });
 }
 
 #[test]
@@ -181,6 +186,7 @@ fn a_key_that_lives_at_its_home_is_followed_though_that_is_out_of_service() {
     let (second, at) = join(&proxies[1], &room);
     assert_eq!(at, "a");
     assert_eq!(join(&proxies[1], &other).1, "b", "one that lives nowhere does not go there");
+    written_down(&redis, &room, 2);
     first.leave();
     assert_eq!(join(&proxies[0], &room).1, "a", "the other proxy has it there");
     second.leave();
