@@ -4,15 +4,14 @@
 
 mod support;
 
-use std::num::NonZeroU32;
 use std::process::Command;
 use std::thread::{sleep, spawn};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
-use steadfast::pool::ring::Ring;
+use steadfast::pool::turns::turn_of;
 use support::http::get;
-use support::named::{Named, addresses};
+use support::named::{Named, addresses, join, rooms_of};
 use support::ws::{self, CLOSE, Ws};
 use support::{Proxy, RedisServer, config, eventually};
 
@@ -26,17 +25,7 @@ fn shared(backends: &[Named], redis: &RedisServer, more: &[(&str, &str)]) -> Str
 
 /// Rooms whose home is `a`, one of `a` and `b`.
 fn rooms_of_a() -> impl Iterator<Item = String> {
-    let ring = Ring::new(["a", "b"].map(|id| (id, NonZeroU32::MIN)));
-    let rooms = (0..).map(|number| format!("room-{number}"));
-    rooms.filter(move |room| ring.owner(room.as_bytes()) == Some(0))
-}
-
-/// A connection, and the backend that greeted it.
-#[track_caller]
-fn join(proxy: &Proxy, room: &str) -> (Ws, String) {
-    let client = ws::open(proxy.address, &format!("/?room={room}"));
-    let greeting = client.read().text();
-    (client, greeting)
+    rooms_of(&["a", "b"], "a")
 }
 
 /// Waits for the Close of a drain, and answers it; when that was.
@@ -51,12 +40,6 @@ fn closed(client: &Ws) -> Instant {
     assert_eq!(code, 1012);
     client.send_close(1012, "");
     at
-}
-
-fn ask_redis(redis: &RedisServer, command: &[&str]) -> String {
-    let port = redis.port.to_string();
-    let answer = Command::new("redis-cli").args(["-p", &port]).args(command).output().unwrap();
-    String::from_utf8(answer.stdout).unwrap().trim().to_owned()
 }
 
 fn view(proxy: &Proxy) -> Value {
@@ -112,6 +95,34 @@ fn a_key_is_closed_by_all_proxies_at_once_and_its_clients_are_closed_once() {
 }
 
 #[test]
+fn until_its_turn_a_key_is_followed_to_a_backend_that_is_drained() {
+    let redis = RedisServer::start();
+    let backends = ["a", "b"].map(Named::start);
+    let settings = shared(&backends, &redis, &[]);
+    let proxies = [(); 2].map(|()| Proxy::start(&settings));
+    let by_turn = |late: bool| {
+        let room = rooms_of_a().find(|room| (turn_of(room, SPAN) > SPAN * 3 / 4) == late);
+        room.unwrap()
+    };
+    let (late, elsewhere) = (by_turn(true), by_turn(false));
+    let (first, at) = join(&proxies[0], &late);
+    assert_eq!(at, "a");
+    eventually("it is written down", || {
+        (redis.ask(&["SCARD", &format!("steadfast:key:pool/{late}")]) == "1").then_some(())
+    });
+    drain(&proxies[0]);
+    eventually("the other knows", || (view(&proxies[1])["state"] == "draining").then_some(()));
+    let (second, at) = join(&proxies[1], &late);
+    assert_eq!(at, "a");
+    assert_eq!(join(&proxies[1], &elsewhere).1, "b", "one that lives nowhere does not go there");
+    let [first, second] = [first, second].map(|client| spawn(move || closed(&client)));
+    let [first, second] = [first, second].map(|closed| closed.join().unwrap());
+    let apart = first.max(second) - first.min(second);
+    assert!(apart < Duration::from_secs(2), "{apart:?}");
+    assert_eq!(join(&proxies[1], &late).1, "b");
+}
+
+#[test]
 fn who_hears_late_joins_the_drain_where_it_is() {
     let redis = RedisServer::start();
     let backends = ["a", "b"].map(Named::start);
@@ -123,9 +134,9 @@ fn who_hears_late_joins_the_drain_where_it_is() {
     let ago = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() - Duration::from_secs(3600);
     let since = u64::try_from(ago.as_millis()).unwrap();
     let wish = json!({ "since": since, "by": "another" }).to_string();
-    ask_redis(&redis, &["HSET", "steadfast:drain:pool", "a", &wish]);
+    redis.ask(&["HSET", "steadfast:drain:pool", "a", &wish]);
     let began = Instant::now();
-    ask_redis(&redis, &["PUBLISH", "steadfast:drain:pool", ""]);
+    redis.ask(&["PUBLISH", "steadfast:drain:pool", ""]);
     let leaving = members.into_iter().map(|client| spawn(move || closed(&client)));
     let leaving: Vec<_> = leaving.collect();
     let times: Vec<_> = leaving.into_iter().map(|member| member.join().unwrap() - began).collect();
@@ -145,7 +156,7 @@ fn since_when_it_is_drained_all_proxies_agree() {
     let proxies = [(); 2].map(|()| Proxy::start(&settings));
     drain(&proxies[0]);
     let written: Value =
-        serde_json::from_str(&ask_redis(&redis, &["HGET", "steadfast:drain:pool", "a"])).unwrap();
+        serde_json::from_str(&redis.ask(&["HGET", "steadfast:drain:pool", "a"])).unwrap();
     let late = Proxy::start(&settings);
     for proxy in [&proxies[0], &proxies[1], &late] {
         eventually("it says what is written", || {
@@ -177,9 +188,9 @@ fn a_learnt_session_ends_for_all_proxies_when_its_turn_comes() {
         assert_eq!(at(&proxies[1], session), "a");
     }
     let kept = || {
-        let of_a = of_a.iter().filter(|id| {
-            ask_redis(&redis, &["EXISTS", &format!("steadfast:session:pool/{id}")]) == "1"
-        });
+        let of_a = of_a
+            .iter()
+            .filter(|id| redis.ask(&["EXISTS", &format!("steadfast:session:pool/{id}")]) == "1");
         of_a.count()
     };
     eventually("all are written", || (kept() == of_a.len()).then_some(()));

@@ -6,7 +6,6 @@ mod support;
 
 use std::collections::HashMap;
 use std::io::Write;
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -33,15 +32,9 @@ fn shared(backends: &[Named], redis: &RedisServer, more: &[(&str, &str)]) -> Str
     config(&addresses(backends), more) + &registry
 }
 
-fn ask_redis(redis: &RedisServer, command: &[&str]) -> String {
-    let port = redis.port.to_string();
-    let answer = Command::new("redis-cli").args(["-p", &port]).args(command).output().unwrap();
-    String::from_utf8(answer.stdout).unwrap()
-}
-
 /// The fields of placements, each with its backend behind it.
 fn placed(redis: &RedisServer) -> Vec<String> {
-    let answer = ask_redis(redis, &["HGETALL", "steadfast:placed:pool"]);
+    let answer = redis.ask(&["HGETALL", "steadfast:placed:pool"]);
     answer.lines().map(str::to_owned).filter(|line| !line.is_empty()).collect()
 }
 
@@ -92,7 +85,7 @@ fn a_redis_that_takes_no_writes_still_tells_where_a_key_is() {
     let redis = RedisServer::start();
     // No text, so none of ours: it hides nothing.
     let odd = "return redis.call('HSET', KEYS[1], '\\255@x', 'a')";
-    assert_eq!(ask_redis(&redis, &["EVAL", odd, "1", "steadfast:placed:pool"]).trim(), "1");
+    assert_eq!(redis.ask(&["EVAL", odd, "1", "steadfast:placed:pool"]), "1");
     let backends = ["a", "b"].map(Named::start);
     backends[0].set_healthy(false);
     let sees = Proxy::start(&shared(&backends, &redis, &CHECKED));
@@ -101,7 +94,7 @@ fn a_redis_that_takes_no_writes_still_tells_where_a_key_is() {
     for proxy in [&sees, &sees_not] {
         proxy.wait_for_metric("steadfast_registry_up", &[], 1.0);
     }
-    ask_redis(&redis, &["CONFIG", "SET", "maxmemory", "1"]);
+    redis.ask(&["CONFIG", "SET", "maxmemory", "1"]);
     let room = rooms_of(&["a", "b"], "a").next().unwrap();
     let (_first, at) = join(&sees, &room);
     assert_eq!(at, "b");
@@ -163,7 +156,7 @@ fn at_home(proxy: &Proxy, redis: &RedisServer, room: &str) -> Ws {
 fn written_down(redis: &RedisServer, room: &str, count: usize) {
     let of_key = format!("steadfast:key:pool/{room}");
     eventually("they are written down", || {
-        (ask_redis(redis, &["SCARD", &of_key]).trim() == count.to_string()).then_some(())
+        (redis.ask(&["SCARD", &of_key]) == count.to_string()).then_some(())
     });
 }
 
@@ -375,7 +368,7 @@ fn a_drain_by_one_proxy_holds_for_all_and_those_that_start_later() {
     for proxy in [&proxies[0], &proxies[1], &late] {
         eventually("it is undone", || (!drained_by_api(proxy, "a")).then_some(()));
     }
-    assert_eq!(ask_redis(&redis, &["EXISTS", "steadfast:drain:pool"]).trim(), "0");
+    assert_eq!(redis.ask(&["EXISTS", "steadfast:drain:pool"]), "0");
 }
 
 #[test]
@@ -396,7 +389,7 @@ fn a_drain_without_the_registry_holds_here_and_is_made_up_for() {
 
 /// Whether the hash of drains has the backend.
 fn asked_for(redis: &RedisServer, backend: &str) -> bool {
-    ask_redis(redis, &["HEXISTS", "steadfast:drain:pool", backend]).trim() == "1"
+    redis.ask(&["HEXISTS", "steadfast:drain:pool", backend]) == "1"
 }
 
 fn rewrites(proxy: &Proxy) -> f64 {
@@ -420,7 +413,7 @@ fn a_redis_that_loses_its_data_undoes_no_drain() {
         });
         assert!(all_drain(proxies));
     };
-    ask_redis(&redis, &["FLUSHALL"]);
+    redis.ask(&["FLUSHALL"]);
     stands_again(&redis, &proxies);
     redis.process.kill();
     for proxy in &proxies {
@@ -429,7 +422,7 @@ fn a_redis_that_loses_its_data_undoes_no_drain() {
     redis.restart();
     stands_again(&redis, &proxies);
     // Who is new while it is lost knows nothing, and hears of it from the others.
-    ask_redis(&redis, &["FLUSHALL"]);
+    redis.ask(&["FLUSHALL"]);
     proxies.push(Proxy::start(&settings));
     stands_again(&redis, &proxies[..2]);
     eventually("the new one hears of it", || all_drain(&proxies).then_some(()));
@@ -439,7 +432,7 @@ fn a_redis_that_loses_its_data_undoes_no_drain() {
     within(TOLERANCE, "it is undone", || none_drains().then_some(()));
     assert!(!asked_for(&redis, "a"));
     let before: Vec<f64> = proxies.iter().map(rewrites).collect();
-    ask_redis(&redis, &["FLUSHALL"]);
+    redis.ask(&["FLUSHALL"]);
     within(Duration::from_secs(10), "all have found it out", || {
         assert!(none_drains());
         proxies.iter().zip(&before).all(|(proxy, before)| rewrites(proxy) > *before).then_some(())
@@ -459,7 +452,7 @@ fn a_proxy_that_was_paused_does_not_bring_back_what_was_undone() {
     let before = rewrites(&paused);
     paused.process.signal("STOP");
     within(Duration::from_secs(20), "it is taken for dead", || {
-        (ask_redis(&redis, &["EXISTS", &proxy]).trim() == "0").then_some(())
+        (redis.ask(&["EXISTS", &proxy]) == "0").then_some(())
     });
     assert_eq!(other.post("/v1/pools/pool/backends/a/undrain", "").0, 200);
     paused.process.signal("CONT");
@@ -504,7 +497,7 @@ fn what_redis_has_forgotten_is_written_again() {
     let (_member, at) = join(&proxy, &room);
     assert_eq!(at, "b");
     eventually("it is told", || (placed(&redis).len() == 2).then_some(()));
-    ask_redis(&redis, &["FLUSHALL"]);
+    redis.ask(&["FLUSHALL"]);
     assert!(placed(&redis).is_empty());
     eventually("it is told again", || (placed(&redis).len() == 2).then_some(()));
 }

@@ -1,10 +1,10 @@
 //! Where other proxies have a key that this one has heard nothing of.
 //!
 //! They tell each other of keys away from home alone ([`pool`](crate::pool)). So a key that would not go
-//! to its home here, because that is out of service or full, or because it can't be connected to, may
-//! have live connections there all the same: in that case, and in no other, the registry is asked
-//! before the key goes on, for no longer than a handshake may wait for it. Where it is away or does
-//! not answer, the key goes where it can.
+//! to its home here, because that is out of service, full or drained, or because it can't be
+//! connected to, may have live connections there all the same: in that case, and in no other, the
+//! registry is asked before the key goes on, for no longer than a handshake may wait for it. Where
+//! it is away or does not answer, the key goes where it can.
 
 use std::sync::Arc;
 use std::time::Duration;

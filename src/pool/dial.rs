@@ -57,7 +57,7 @@ pub async fn open(
 
 /// Connects to a backend within `timeout`, the look-up of its name included.
 ///
-/// `keepalive` is the idle time before keep-alive probes and the time that sent bytes may stay
+/// `keepalive` is the time for which the backend may answer no probe, and that sent bytes may stay
 /// unacknowledged; zero sets neither. Cancel safe: a dropped future leaves nothing open.
 ///
 /// # Errors
@@ -209,7 +209,7 @@ pub(super) mod tests {
         let socket = SockRef::from(&stream);
         assert!(stream.nodelay().unwrap());
         assert!(socket.keepalive().unwrap());
-        assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE);
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE / 2);
         assert_eq!(socket.tcp_user_timeout().unwrap(), Some(KEEPALIVE));
         let plain = connect(&address, SOON, Duration::ZERO).await.unwrap();
         assert!(!SockRef::from(&plain).keepalive().unwrap());

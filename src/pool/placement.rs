@@ -273,15 +273,18 @@ impl Pool {
     }
 
     /// Whether a key may live at its home without this proxy knowing: others do not tell of one that is
-    /// there, and here it would not go there, for another reason than a drain.
+    /// there, and here it would not go there.
     ///
     /// Whoever is in doubt asks the registry, and [places](Pool::place) the key accordingly.
     pub fn is_in_doubt(&self, key: &str) -> bool {
         if !self.places_keys() || self.placements.sharing.get().is_none() {
             return false;
         }
-        // Of a key that comes while its home is drained the turn has come, wherever it lives there.
-        let Some(home) = self.home(key).filter(|home| !home.is_draining()) else { return false };
+        let Some(home) = self.home(key) else { return false };
+        // Once its turn has come in a drain, whoever still has it there is about to close it.
+        if home.is_draining() && home.drain().is_some_and(|drain| drain.has_come(key)) {
+            return false;
+        }
         let chosen = self.choose(ring::position(key.as_bytes()), &[], Demand::Connection);
         chosen.is_none_or(|chosen| !Arc::ptr_eq(&chosen, home))
             && self.find(key).is_none()

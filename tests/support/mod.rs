@@ -457,6 +457,13 @@ impl RedisServer {
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }
+
+    /// What it says to a command, as `redis-cli` prints it.
+    pub fn ask(&self, command: &[&str]) -> String {
+        let port = self.port.to_string();
+        let answer = Command::new("redis-cli").args(["-p", &port]).args(command).output().unwrap();
+        String::from_utf8(answer.stdout).unwrap().trim().to_owned()
+    }
 }
 
 /// A running `backend-demo/node/app.js`.
