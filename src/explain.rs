@@ -325,7 +325,7 @@ fn of_key(found: &KeyFound<'_>, route: &Route, elsewhere: Elsewhere<'_>, told: &
     let unknown = || Unknown::Key(Arc::clone(pool), key.to_owned());
     let lives = pool.is_in_doubt(key).then(|| elsewhere(unknown())).flatten();
     let elsewhere = pool.find_elsewhere(key).or_else(|| lives.clone());
-    let Ok(mut choice) = pool.lookup_where(key, lives) else {
+    let Ok(mut choice) = pool.lookup(key, lives) else {
         return told.why.push(refused(pool));
     };
     let backend = choice.backend().id().to_owned();

@@ -52,7 +52,7 @@ impl Target {
             (Session::Of(visit), _) => Self::Session(Arc::clone(visit.backend())),
             (_, Some(key)) => {
                 let lives = elsewhere::lives_at(context, &route.pool, Some(key)).await;
-                Self::Choice(route.pool.lookup_where(key.as_str(), lives)?)
+                Self::Choice(route.pool.lookup(key.as_str(), lives)?)
             }
             (_, None) => Self::Choice(route.pool.any()?),
         })

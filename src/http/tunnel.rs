@@ -182,12 +182,12 @@ impl Target {
         if let Session::Of(visit) = session
             && !is_left_behind(pool, key, &visit)
         {
-            let place = key.and_then(|key| pool.place_where(key.as_str(), lives).ok());
+            let place = key.and_then(|key| pool.place(key.as_str(), lives).ok());
             let place = place.filter(|place| Arc::ptr_eq(place.backend(), visit.backend()));
             return Ok(Self::Session(visit, place.map(Box::new)));
         }
         Ok(match key {
-            Some(key) if pool.places_keys() => Self::Placed(pool.place_where(key.as_str(), lives)?),
+            Some(key) if pool.places_keys() => Self::Placed(pool.place(key.as_str(), lives)?),
             _ => Self::Anywhere(pool.any_for_connection()?),
         })
     }

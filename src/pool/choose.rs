@@ -181,8 +181,8 @@ mod tests {
         let pool = pool(&["a", "b", "c"]);
         for number in 0..50 {
             let key = format!("room-{number}");
-            let request = pool.lookup(&key).unwrap();
-            assert!(Arc::ptr_eq(request.backend(), pool.place(&key).unwrap().backend()));
+            let request = pool.lookup(&key, None).unwrap();
+            assert!(Arc::ptr_eq(request.backend(), pool.place(&key, None).unwrap().backend()));
         }
         assert!(pool.placed().is_empty(), "it places nothing");
     }
@@ -190,11 +190,11 @@ mod tests {
     #[test]
     fn a_request_follows_live_connections_and_stays_with_them() {
         let pool = pool(&["a", "b"]);
-        let mut live = pool.place("k").unwrap();
+        let mut live = pool.place("k", None).unwrap();
         live.go_on().unwrap();
         live.establish().unwrap();
         put_out(live.backend());
-        let mut request = pool.lookup("k").unwrap();
+        let mut request = pool.lookup("k", None).unwrap();
         assert!(Arc::ptr_eq(request.backend(), live.backend()));
         assert_eq!(request.go_on(), Err(Stay::Live));
     }
@@ -202,8 +202,8 @@ mod tests {
     #[test]
     fn a_request_without_live_connections_tries_each_once() {
         let pool = pool(&["a", "b", "c"]);
-        let _under_way = pool.place("k").unwrap();
-        let mut request = pool.lookup("k").unwrap();
+        let _under_way = pool.place("k", None).unwrap();
+        let mut request = pool.lookup("k", None).unwrap();
         let mut visited = vec![request.backend().id().to_owned()];
         while request.go_on().is_ok() {
             visited.push(request.backend().id().to_owned());
@@ -216,8 +216,8 @@ mod tests {
     #[test]
     fn a_request_that_failed_goes_where_the_key_was_placed_meanwhile() {
         let pool = pool(&["a", "b", "c", "d"]);
-        let mut request = pool.lookup("k").unwrap();
-        let mut live = pool.place("k").unwrap();
+        let mut request = pool.lookup("k", None).unwrap();
+        let mut live = pool.place("k", None).unwrap();
         live.go_on().unwrap();
         live.go_on().unwrap();
         live.establish().unwrap();
@@ -250,6 +250,6 @@ mod tests {
         assert_eq!(choice.go_on(), Err(Stay::NoneLeft));
         put_out(&pool.backends()[2]);
         assert!(pool.any().is_err());
-        assert!(pool.lookup("k").is_err());
+        assert!(pool.lookup("k", None).is_err());
     }
 }

@@ -429,7 +429,7 @@ mod tests {
     }
 
     fn live(pool: &Arc<Pool>, key: &str) -> Placement {
-        let mut placement = pool.place(key).unwrap();
+        let mut placement = pool.place(key, None).unwrap();
         placement.establish().unwrap();
         placement
     }
@@ -613,10 +613,10 @@ mod tests {
         assert_eq!(causes(&a), [DrainCause::Removed]);
         assert!(new.departed().iter().any(|one| Arc::ptr_eq(one, &a)));
         // Its key stays until it is let go, for the old routes as for the new ones.
-        assert!(Arc::ptr_eq(new.place(&key).unwrap().backend(), &a));
+        assert!(Arc::ptr_eq(new.place(&key, None).unwrap().backend(), &a));
         let keys = (0..50).map(|number| number.to_string()).filter(|other| *other != key);
         for other in keys {
-            assert_ne!(old.place(&other).unwrap().backend().id(), "a");
+            assert_ne!(old.place(&other, None).unwrap().backend().id(), "a");
         }
         // Reloaded once more, and back again.
         let again = new.rebuild(without).rebuild(both);
@@ -657,7 +657,7 @@ mod tests {
         pool.drain(a, DrainCause::Api);
         let joins = live(&pool, &key);
         assert!(Arc::ptr_eq(joins.backend(), a), "its turn has not come");
-        let mut late = pool.place(&key).unwrap();
+        let mut late = pool.place(&key, None).unwrap();
         let keys = pool.placements.keys_at(a);
         assert_eq!(keys, [Arc::from(key.as_str())]);
         pool.placements.let_go(&keys, a);
@@ -700,9 +700,9 @@ mod tests {
                 assert_ne!(pool.any().unwrap().backend().id(), "a");
                 assert_ne!(pool.any_for_connection().unwrap().backend().id(), "a");
                 let key = number.to_string();
-                assert_ne!(pool.lookup(&key).unwrap().backend().id(), "a");
+                assert_ne!(pool.lookup(&key, None).unwrap().backend().id(), "a");
                 if pool.places_keys() {
-                    assert_ne!(pool.place(&key).unwrap().backend().id(), "a");
+                    assert_ne!(pool.place(&key, None).unwrap().backend().id(), "a");
                 }
             }
             lose(&pool.backends()[1]);

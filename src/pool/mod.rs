@@ -122,25 +122,16 @@ impl Pool {
     /// Takes a place for a connection of `key`, before its handshake goes anywhere.
     ///
     /// Where the key has connections, live or under way, it follows them, also to a backend out
-    /// of service; otherwise the ring decides, among those that may have a new key. Keys of at
-    /// most 512 bytes are expected; the table keeps them as long as they are placed. Only for a
+    /// of service. One that is nowhere goes to where it `lives` at other proxies, as far as was
+    /// asked, or nowhere; otherwise the ring decides, among those that may have a new key. Keys of
+    /// at most 512 bytes are expected; the table keeps them as long as they are placed. Only for a
     /// pool that [places keys](Self::places_keys).
     ///
     /// # Errors
     ///
     /// [`NoBackend`] if the key is nowhere and no backend is in service, or all that are have as
     /// many connections as they may.
-    pub fn place(self: &Arc<Self>, key: &str) -> Result<Placement, NoBackend> {
-        self.place_where(key, None)
-    }
-
-    /// Places a key as [`place`](Self::place) does, but one that is nowhere goes to where other proxies
-    /// have live connections of it, whatever the health of that backend, or nowhere.
-    ///
-    /// # Errors
-    ///
-    /// As those of [`place`](Self::place).
-    pub fn place_where(
+    pub fn place(
         self: &Arc<Self>,
         key: &str,
         lives: Option<Arc<Backend>>,
@@ -148,22 +139,13 @@ impl Pool {
         Placement::begin(self, key, lives)
     }
 
-    /// Finds the backend for a plain request of `key`, which holds no place.
+    /// Finds the backend for a plain request of `key`, which holds no place. It goes where a
+    /// connection would, by the same rules.
     ///
     /// # Errors
     ///
     /// [`NoBackend`] if the key is nowhere and no backend is in service.
-    pub fn lookup(self: &Arc<Self>, key: &str) -> Result<Choice, NoBackend> {
-        self.lookup_where(key, None)
-    }
-
-    /// Finds the backend of a key as [`lookup`](Self::lookup) does; for one that is nowhere the one where
-    /// other proxies have live connections of it.
-    ///
-    /// # Errors
-    ///
-    /// As those of [`lookup`](Self::lookup).
-    pub fn lookup_where(
+    pub fn lookup(
         self: &Arc<Self>,
         key: &str,
         lives: Option<Arc<Backend>>,

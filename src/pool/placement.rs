@@ -533,7 +533,7 @@ mod tests {
         let pool = pool(&["a", "b", "c"]);
         for number in 0..50 {
             let key = format!("room-{number}");
-            let placement = pool.place(&key).unwrap();
+            let placement = pool.place(&key, None).unwrap();
             assert_eq!(placement.backend().id(), order(&pool, &key)[0]);
         }
         assert!(pool.placed().is_empty());
@@ -544,7 +544,7 @@ mod tests {
         let pool = pool(&["a", "b", "c", "d"]);
         let order = order(&pool, "k");
         put_out(pool.backend(&order[2]).unwrap());
-        let mut placement = pool.place("k").unwrap();
+        let mut placement = pool.place("k", None).unwrap();
         let mut visited = vec![placement.backend().id().to_owned()];
         while placement.go_on().is_ok() {
             visited.push(placement.backend().id().to_owned());
@@ -556,9 +556,9 @@ mod tests {
     #[test]
     fn a_dropped_placement_is_given_back() {
         let pool = pool(&["a", "b"]);
-        let mut live = pool.place("k").unwrap();
+        let mut live = pool.place("k", None).unwrap();
         live.establish().unwrap();
-        let under_way = pool.place("k").unwrap();
+        let under_way = pool.place("k", None).unwrap();
         let line = pool.find("k").unwrap();
         assert_eq!((line.live, line.under_way), (1, 1));
         drop(under_way);
@@ -572,7 +572,7 @@ mod tests {
     #[test]
     fn a_live_placement_does_not_hold_its_pool() {
         let pool = pool(&["a"]);
-        let mut placement = pool.place("k").unwrap();
+        let mut placement = pool.place("k", None).unwrap();
         assert_eq!(Arc::strong_count(&pool), 2);
         placement.establish().unwrap();
         assert_eq!(Arc::strong_count(&pool), 1);
@@ -582,8 +582,8 @@ mod tests {
     #[test]
     fn nobody_goes_in_circles() {
         let pool = pool(&["a", "b"]);
-        let mut one = pool.place("k").unwrap();
-        let mut two = pool.place("k").unwrap();
+        let mut one = pool.place("k", None).unwrap();
+        let mut two = pool.place("k", None).unwrap();
         one.go_on().unwrap();
         two.go_on().unwrap();
         assert_eq!(one.go_on(), Err(Stay::NoneLeft));
@@ -595,10 +595,10 @@ mod tests {
     fn a_lost_key_goes_on_while_its_old_connections_end() {
         let pool = pool(&["a", "b"]);
         let order = order(&pool, "k");
-        let mut old = pool.place("k").unwrap();
+        let mut old = pool.place("k", None).unwrap();
         old.establish().unwrap();
         lose(old.backend());
-        let mut new = pool.place("k").unwrap();
+        let mut new = pool.place("k", None).unwrap();
         new.establish().unwrap();
         assert_eq!(new.backend().id(), order[1]);
         drop(old);
@@ -606,19 +606,19 @@ mod tests {
         assert_eq!(pool.backend(&order[1]).unwrap().keys(), 1);
         lose(new.backend());
         let none = NoBackend::OutOfService { pool: "p".to_owned() };
-        assert_eq!(pool.place("k").unwrap_err(), none);
+        assert_eq!(pool.place("k", None).unwrap_err(), none);
     }
 
     #[test]
     fn a_rebuilt_pool_knows_its_placements() {
         let old = pool(&["a", "b", "c"]);
-        let mut placement = old.place("k").unwrap();
+        let mut placement = old.place("k", None).unwrap();
         placement.establish().unwrap();
         let mut settings = old.settings().clone();
         settings.backends.retain(|backend| backend.id != placement.backend().id());
         let new = old.rebuild(settings);
-        assert_eq!(new.place("k").unwrap().backend().id(), placement.backend().id());
+        assert_eq!(new.place("k", None).unwrap().backend().id(), placement.backend().id());
         drop(placement);
-        assert!(new.backend(new.place("k").unwrap().backend().id()).is_some());
+        assert!(new.backend(new.place("k", None).unwrap().backend().id()).is_some());
     }
 }

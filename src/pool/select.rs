@@ -245,7 +245,7 @@ mod tests {
 
     /// A live connection of a key: its place, and its slot.
     fn join(pool: &Arc<Pool>, key: &str) -> Option<(Placement, Slot)> {
-        let mut placement = pool.place(key).ok()?;
+        let mut placement = pool.place(key, None).ok()?;
         let slot = placement.slot()?;
         placement.establish().unwrap();
         Some((placement, slot))
@@ -289,7 +289,7 @@ mod tests {
         let others: Vec<_> = keys().take(20).map(|key| join(&pool, &key).unwrap()).collect();
         assert!(others.iter().all(|(placement, _)| !Arc::ptr_eq(placement.backend(), at)));
         // A request of a new key goes where its connection would.
-        let request = pool.lookup("new").unwrap();
+        let request = pool.lookup("new", None).unwrap();
         assert!(!Arc::ptr_eq(request.backend(), at));
     }
 
@@ -320,15 +320,15 @@ mod tests {
         let pool = tuned(&[("a", 1), ("b", 1)], |pool| pool.max_connections = 2);
         let first = join(&pool, "k").unwrap();
         let second = join(&pool, "k").unwrap();
-        let mut third = pool.place("k").unwrap();
+        let mut third = pool.place("k", None).unwrap();
         assert!(third.slot().is_none(), "it lives there");
         drop(third);
         let away: Vec<_> = keys().take(2).map(|key| join(&pool, &key).unwrap()).collect();
         assert!(away.iter().all(|one| !Arc::ptr_eq(one.0.backend(), first.0.backend())));
         let full = NoBackend::Full { pool: "p".to_owned() };
-        assert_eq!(pool.place("more").unwrap_err(), full);
+        assert_eq!(pool.place("more", None).unwrap_err(), full);
         assert_eq!(pool.any_for_connection().unwrap_err(), full);
-        assert!(pool.lookup("more").is_ok() && pool.any().is_ok());
+        assert!(pool.lookup("more", None).is_ok() && pool.any().is_ok());
         drop((first, second));
         assert!(join(&pool, "more").is_some());
         assert_eq!(slots(&pool).iter().sum::<usize>(), 2);
@@ -339,9 +339,9 @@ mod tests {
         let pool = tuned(&[("a", 1), ("b", 1)], |pool| pool.max_connections = 1);
         let full = join(&pool, "k").unwrap();
         for key in keys().take(20) {
-            assert!(!Arc::ptr_eq(pool.lookup(&key).unwrap().backend(), full.0.backend()));
+            assert!(!Arc::ptr_eq(pool.lookup(&key, None).unwrap().backend(), full.0.backend()));
         }
-        assert!(Arc::ptr_eq(pool.lookup("k").unwrap().backend(), full.0.backend()));
+        assert!(Arc::ptr_eq(pool.lookup("k", None).unwrap().backend(), full.0.backend()));
     }
 
     #[test]
@@ -349,7 +349,7 @@ mod tests {
         let pool = tuned(&[("a", 1), ("b", 1)], |pool| pool.max_connections = 1);
         let mut at_a = keys().filter(|key| home(&pool, key) == "a");
         // Both before either connects.
-        let mut placements = [(); 2].map(|()| pool.place(&at_a.next().unwrap()).unwrap());
+        let mut placements = [(); 2].map(|()| pool.place(&at_a.next().unwrap(), None).unwrap());
         let ids = placements.each_ref().map(|placement| placement.backend().id().to_owned());
         assert_eq!(ids, ["a", "b"]);
         assert!(placements.iter_mut().all(|placement| placement.slot().is_some()));
@@ -358,7 +358,7 @@ mod tests {
     #[test]
     fn a_slot_goes_along_when_a_connection_goes_on() {
         let pool = tuned(&[("a", 1), ("b", 1)], |pool| pool.max_connections = 1);
-        let mut placement = pool.place("k").unwrap();
+        let mut placement = pool.place("k", None).unwrap();
         let slot = placement.slot().unwrap();
         placement.go_on().unwrap();
         drop(slot);
@@ -374,7 +374,7 @@ mod tests {
         let at_home = |pool: &Arc<Pool>| {
             let at_a = keys().take(2000).filter(|key| home(pool, key) == "a");
             let all: Vec<_> = at_a.collect();
-            let there = |key: &&String| pool.place(key).unwrap().backend().id() == "a";
+            let there = |key: &&String| pool.place(key, None).unwrap().backend().id() == "a";
             let stayed = all.iter().filter(there).count();
             stayed as f64 / all.len() as f64
         };
@@ -448,7 +448,7 @@ mod tests {
         let served = || {
             let mut served = HashMap::new();
             for key in keys().take(200) {
-                let backend = pool.place(&key).unwrap().backend().id().to_owned();
+                let backend = pool.place(&key, None).unwrap().backend().id().to_owned();
                 *served.entry(backend).or_insert(0) += 1;
             }
             served

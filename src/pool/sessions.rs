@@ -209,7 +209,8 @@ struct Table<B> {
     /// Those of them that were used since they were written down, by when they are to be again. Only
     /// where they are shared.
     renewals: BTreeMap<(Instant, Serial), Arc<str>>,
-    /// Those that were forgotten in a drain, until somebody takes them. Only where they are shared.
+    /// Those that were forgotten in a drain, until somebody takes them, a moment later. Only where they
+    /// are shared; no more than there were sessions.
     forgotten: Vec<(Arc<str>, B)>,
     is_shared: bool,
     next: Serial,

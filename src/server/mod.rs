@@ -12,6 +12,7 @@
 mod busy;
 mod drain;
 mod expiry;
+mod inbox;
 mod observer;
 mod owners;
 pub mod plan;

@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tracing::{error, warn};
 
+use super::inbox::Inbox;
 use crate::fleet::{Door, Message, Passed, Query, Row};
 use crate::http::{Accepted, Context, Shared};
 use crate::listen::{Listener, Loads};
@@ -119,39 +120,6 @@ pub(super) fn start(parts: Parts) -> io::Result<WorkerHandle> {
     Ok(WorkerHandle { inbox, runtime, thread })
 }
 
-/// What a worker was asked, in the order in which it was.
-struct Inbox {
-    queue: mpsc::Receiver<Message>,
-    /// Comes before the queue.
-    held: Option<Message>,
-}
-
-impl Inbox {
-    /// The next message; `None` once nobody can ask any more. Cancel safe.
-    async fn recv(&mut self) -> Option<Message> {
-        match self.held.take() {
-            Some(message) => Some(message),
-            None => self.queue.recv().await,
-        }
-    }
-
-    /// Adds to a fan-out that has not begun whatever comes next and goes out together with it.
-    fn add_to(&mut self, fan_out: &mut FanOut) {
-        while self.held.is_none()
-            && let Ok(message) = self.queue.try_recv()
-        {
-            match message {
-                Message::Publish { publication, reply } if fan_out.takes(&publication) => {
-                    fan_out.add(publication);
-                    // Whoever asked may have stopped waiting.
-                    let _ = reply.send(true);
-                }
-                other => self.held = Some(other),
-            }
-        }
-    }
-}
-
 struct Worker {
     context: Rc<Context>,
     /// What it accepts from, each with the task that does.
@@ -180,7 +148,7 @@ impl Worker {
         for door in parts.doors {
             worker.listen(door)?;
         }
-        Ok((worker, Inbox { queue: parts.inbox, held: None }))
+        Ok((worker, Inbox::new(parts.inbox)))
     }
 
     /// Begins to accept from a listener.
