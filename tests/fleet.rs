@@ -9,23 +9,34 @@ use std::io::Write as _;
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use support::http::{header, read_head, request};
-use support::redis::{Client, Redis};
+use support::redis::{Answer, Client, Redis, cluster};
 use support::scripted::{Handed, Scripted, switching};
 use support::ws::{self, BINARY, Frame, Ws};
 use support::{Process, Proxy, config, eventually, python, root, run_peer, send};
 
 /// A proxy of the fleet of that Redis.
 fn proxy(redis: &Redis, backends: &[(&str, SocketAddr)], more: &[(&str, &str)]) -> Proxy {
+    proxy_at(std::slice::from_ref(redis), backends, more)
+}
+
+/// A proxy of the fleet of a Redis, or of the masters of a Cluster.
+fn proxy_at(masters: &[Redis], backends: &[(&str, SocketAddr)], more: &[(&str, &str)]) -> Proxy {
     let more = [&[("server", "workers = 2")], more].concat();
     let config = config(backends, &more);
-    let proxy = Proxy::start(&format!(
-        "{config}\n[registry]\nurl = \"{}\"\njoin_wait = \"5s\"\n",
-        redis.url()
-    ));
+    let registry = match masters {
+        [redis] => format!("url = \"{}\"", redis.url()),
+        members => {
+            let urls: Vec<String> =
+                members.iter().map(|member| format!("\"{}\"", member.url())).collect();
+            format!("cluster = [{}]", urls.join(", "))
+        }
+    };
+    let proxy = Proxy::start(&format!("{config}\n[registry]\n{registry}\njoin_wait = \"5s\"\n"));
     proxy.wait_for_metric("steadfast_registry_up", &[], 1.0);
     proxy
 }
@@ -34,6 +45,17 @@ fn proxy(redis: &Redis, backends: &[(&str, SocketAddr)], more: &[(&str, &str)]) 
 #[track_caller]
 fn subscribed(client: &mut Client, channel: &str, proxies: i64) {
     eventually(channel, || (client.subscribers(channel) == proxies).then_some(()));
+}
+
+/// The same in a Cluster, where any of the masters may have the channel.
+#[track_caller]
+fn subscribed_in(masters: &[Redis], channel: &str, proxies: i64) {
+    let subscribers =
+        |master: &Redis| match master.client().ask(&["PUBSUB", "SHARDNUMSUB", channel]) {
+            Answer::List(list) => list[1].number(),
+            other => panic!("{other:?}"),
+        };
+    eventually(channel, || (masters.iter().map(subscribers).sum::<i64>() == proxies).then_some(()));
 }
 
 /// A peer's script in Node, with its arguments.
@@ -51,16 +73,21 @@ const ROUNDS: usize = 60;
 const PAUSE_MS: u64 = 80;
 
 /// Publishes with `redis-cli`, as a shell would; gives what it answers.
-fn publish_by_command_line(redis: &Redis) -> String {
+fn publish_by_command_line(masters: &[Redis]) -> String {
     let mut command = Command::new("redis-cli");
-    command.args(["-p", &redis.port.to_string()]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let publish = if masters.len() == 1 { "PUBLISH" } else { "SPUBLISH" };
+    // With -c it goes where the channel is.
+    command
+        .args(["-c", "-p", &masters[0].port.to_string()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let mut input = child.stdin.take().unwrap();
     for n in 0..ROUNDS {
         for room in 0..ROOMS {
             let text = json!({ "by": "redis-cli", "n": n }).to_string();
             let message = json!({ "text": text });
-            writeln!(input, "PUBLISH steadfast:to:room:room-{room} '{message}'").unwrap();
+            writeln!(input, "{publish} steadfast:to:room:room-{room} '{message}'").unwrap();
         }
         // The pace of the talk: the backends speak in between.
         std::thread::sleep(Duration::from_millis(PAUSE_MS));
@@ -68,12 +95,44 @@ fn publish_by_command_line(redis: &Redis) -> String {
     drop(input);
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success());
-    String::from_utf8(output.stdout).unwrap()
+    let output = String::from_utf8(output.stdout).unwrap();
+    // It tells of each other member that it goes to.
+    let answers = output.lines().filter(|line| !line.starts_with("->"));
+    answers.map(|line| format!("{line}\n")).collect()
 }
 
 #[test]
 fn each_member_has_each_message_once_and_in_order_while_backends_talk() {
     let redis = Redis::start();
+    let end = "{\"text\": \"end\"}";
+    each_has_each_message(
+        std::slice::from_ref(&redis),
+        |channel| subscribed(&mut redis.client(), channel, 2),
+        || assert_eq!(redis.client().publish("steadfast:to:all", end), 2),
+    );
+}
+
+#[test]
+fn in_a_cluster_each_member_has_each_message_once_and_in_order_while_backends_talk() {
+    let masters = cluster(3);
+    let command = ["SPUBLISH", "steadfast:to:all", "{\"text\": \"end\"}"];
+    each_has_each_message(
+        &masters,
+        |channel| subscribed_in(&masters, channel, 2),
+        || {
+            let mut answers = masters.iter().map(|master| master.client().ask(&command));
+            assert!(answers.any(|answer| matches!(answer, Answer::Number(2))));
+        },
+    );
+}
+
+/// Two such crowds at a time would measure the machine.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// `subscribed` waits until both proxies have a channel, and `end` tells all clients that nothing more
+/// comes.
+fn each_has_each_message(masters: &[Redis], subscribed: impl Fn(&str), end: impl FnOnce()) {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let backends: Vec<(Process, SocketAddr)> = (0..3)
         .map(|_| {
             let mut process = node("fleet_backend.mjs", &[]);
@@ -85,7 +144,7 @@ fn each_member_has_each_message_once_and_in_order_while_backends_talk() {
         .collect();
     let names = ["a", "b", "c"].into_iter().zip(&backends);
     let addresses: Vec<_> = names.map(|(id, (_, address))| (id, *address)).collect();
-    let proxies = [(); 2].map(|()| proxy(&redis, &addresses, &[]));
+    let proxies = [(); 2].map(|()| proxy_at(masters, &addresses, &[]));
 
     let publishers = "node,python,redis-cli";
     let mut arguments = [CLIENTS.to_string(), ROOMS.to_string(), publishers.to_owned()].to_vec();
@@ -99,20 +158,18 @@ fn each_member_has_each_message_once_and_in_order_while_backends_talk() {
             assert!(backend["connections"].as_u64().unwrap() > 0, "{backend}");
         }
     }
-    let mut client = redis.client();
-    for room in 0..ROOMS {
-        subscribed(&mut client, &format!("steadfast:to:room:room-{room}"), 2);
-    }
+    (0..ROOMS).for_each(|room| subscribed(&format!("steadfast:to:room:room-{room}")));
 
     let began = Instant::now();
-    let (url, pause) = (redis.url(), PAUSE_MS.to_string());
+    let urls: Vec<String> = masters.iter().map(Redis::url).collect();
+    let (url, pause) = (urls.join(","), PAUSE_MS.to_string());
     let (rooms, rounds) = (ROOMS.to_string(), ROUNDS.to_string());
     let by =
         |program: &Path, script: &str| run_peer(program, &[script, &url, &rooms, &rounds, &pause]);
     std::thread::scope(|scope| {
         let node = scope.spawn(|| by(Path::new("node"), "publisher.mjs"));
         let python = scope.spawn(|| by(&python(), "publisher.py"));
-        let command_line = publish_by_command_line(&redis);
+        let command_line = publish_by_command_line(masters);
         assert_eq!(node.join().unwrap().trim(), "[2]", "both proxies have each");
         assert_eq!(python.join().unwrap().trim(), "[2]", "both proxies have each");
         let all = "2\n".repeat(ROUNDS * ROOMS);
@@ -121,7 +178,7 @@ fn each_member_has_each_message_once_and_in_order_while_backends_talk() {
     let published = began.elapsed();
     clients.wait_for("all have all", |line| (line == "complete").then_some(()));
     let complete = began.elapsed();
-    assert_eq!(client.publish("steadfast:to:all", "{\"text\": \"end\"}"), 2);
+    end();
     let heard: Value = clients.wait_for("the end", |line| {
         line.starts_with('{').then(|| serde_json::from_str(line).unwrap())
     });
