@@ -12,7 +12,7 @@ use socket2::{SockRef, TcpKeepalive};
 /// Linux ends an idle connection as soon as `keepalive` has passed since the last that was heard and
 /// one probe is unanswered. Were the first sent so late, a single packet that is lost would end a
 /// connection that is well, and of many that are probed at the same moment some packets are. So
-/// probes begin at half the time, and are sent again four times before it is over.
+/// probes begin at half the time, and four of them go out before it is over.
 ///
 /// On a listening socket it is set for all connections that are accepted from it: Linux has them
 /// inherit these options.
